@@ -1,0 +1,129 @@
+"""The composition root: params -> network, field, loss, sampler.  It alone knows both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp_core import checkpoint, files, flow, losses, timesteps
+from rfpp_core.couplings import Coupling
+from rfpp_core.errors import UserError
+from rfpp_core.loader import Batch
+from rfpp_core.nets.small_unet import SmallUNet
+from rfpp_core.noise import Draws, subkey
+from rfpp_core.params import Loss, Network, Params, Times, Training
+from rfpp_core.precond import Conditioned, EDMVelocity, PlainVelocity
+from rfpp_core.sampling import Flow
+from rfpp_core.trainer import LossFunction, TrainConfig
+
+
+def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """The JSON document that :func:`field` builds from; it travels in every model file."""
+    document = params.model_dump(mode="json")
+    conditional = document.pop("conditional")
+    return {**document, "shape": list(shape), "classes": classes if conditional else 0}
+
+
+def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Conditioned:
+    """The preconditioned network of an architecture document, its weights drawn from ``seed``.
+
+    Raises:
+        UserError: if the document is not one, or the image does not halve often enough.
+    """
+    try:
+        c, h, w = arch["shape"]
+        network = Network.model_validate(
+            {k: v for k, v in arch.items() if k not in ("shape", "classes")}
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"not an architecture of this version: {error}") from None
+    halvings = 2 ** (len(network.multipliers) - 1)
+    if h % halvings or w % halvings:
+        raise UserError(f"network.multipliers has {len(network.multipliers)} levels, so image "
+                        f"sides must be multiples of {halvings}; they are {h}x{w}")  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subkey(seed, "weights"))
+        net = SmallUNet(
+            c,
+            network.channels,
+            network.multipliers,
+            network.blocks,
+            network.attention,
+            int(arch["classes"]),
+            dropout,
+        )
+    return EDMVelocity(net, network.sigma_data) if network.precond == "edm" else PlainVelocity(net)
+
+
+def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
+    """Loads a flow from one model file.
+
+    Raises:
+        UserError: if the file is missing, damaged, or its weights do not fit its architecture.
+    """
+    path = Path(path)
+    tensors, about = checkpoint.load(path)
+    if "architecture" not in about:
+        raise UserError(f"{path} is not a model file (no architecture in its metadata)")
+    arch = about["architecture"]
+    net = field(arch)
+    checkpoint.load_into(net, tensors, str(path))
+    net.requires_grad_(False).eval()
+    net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Flow(net, tuple(arch["shape"]), arch["classes"], files.sha256(path), about)
+
+
+def train_config(params: Training, seed: int) -> TrainConfig:
+    """The trainer's config of a training section; ``seed`` is the stage's own."""
+    shared = TrainConfig.__dataclass_fields__.keys() & type(params).model_fields.keys()
+    return TrainConfig(seed=seed, **{name: getattr(params, name) for name in shared})
+
+
+def time_law(params: Times) -> Callable[[Tensor], Tensor]:
+    """Maps uniform draws (B,) in (0, 1) to training times; random ones keep off 0 and 1."""
+    laws: dict[str, Callable[[Tensor], Tensor]] = {
+        "u_shape": partial(timesteps.u_shape, a=params.a),
+        "uniform": timesteps.uniform,
+        "logit_normal": partial(timesteps.logit_normal, mean=params.mean, std=params.std),
+        "fixed": partial(timesteps.fixed, t=params.t),
+    }
+    law = laws[params.law]
+    return law if params.law == "fixed" else lambda u: timesteps.inside(law(u))
+
+
+def distance(params: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """Per-sample distance (B,) of a velocity to its target."""
+    if params.name == "l2":
+        return losses.l2
+    return partial(losses.pseudo_huber, c=params.c)
+
+
+def loss(params: Training, coupling: Coupling) -> LossFunction:
+    """Flow matching on a coupling: distance of ``net(x_t, t, y)`` to ``z - x``."""
+    law, metric = time_law(params.times), distance(params.loss)
+
+    def flow_matching(
+        net: nn.Module, batch: Batch, step: int, draws: Draws
+    ) -> dict[str, Tensor]:
+        x, z, y = coupling(batch.x, batch.index, batch.y, draws)
+        t = law(draws.uniform("t")).to(x.dtype)
+        if y is not None and params.label_dropout:
+            nobody = draws.uniform("label dropout") < params.label_dropout
+            y = torch.where(nobody, torch.full_like(y, -1), y)
+        v = net(flow.interpolate(x, z, t), t, y).float()
+        return {params.loss.name: metric(v, flow.velocity(x, z))}
+
+    return flow_matching
+
+
+def provenance_params(params: Params, section: Training) -> dict[str, Any]:
+    """What of the params goes into a model file."""
+    return {
+        "dataset": params.dataset.model_dump(mode="json"),
+        "training": section.model_dump(mode="json"),
+    }

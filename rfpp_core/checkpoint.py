@@ -1,0 +1,108 @@
+"""Files that hold weights: models and training states, all safetensors, nothing executable.
+
+A model file holds EMA weights and one metadata key, ``rfpp``: canonical JSON of architecture,
+preconditioning, params and provenance.  No time, host or path is in it, so equal runs give equal
+bytes, and one file is enough to sample.
+
+A training state is ``state-<step>.safetensors`` with a marker ``state-<step>.json`` that holds
+its sha256 and is written after it: a state exists when its marker does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rfpp_core import files
+from rfpp_core.errors import UserError
+
+KEY = "rfpp"
+
+
+class Loaded(NamedTuple):
+    """Tensors by name and the metadata document of a file."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON document to one safetensors file, durably and at once."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    meta = {KEY: files.canonical(about)}
+    files.write_atomic(path, lambda part: save_file(plain, part, metadata=meta))
+
+
+def load(path: Path, made_by: str = "dvc repro") -> Loaded:
+    """Reads a file written by :func:`save`.
+
+    Raises:
+        UserError: if it is missing, damaged or not one of this project's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `{made_by}` makes it") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
+    return Loaded(tensors, about)
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Loads weights whose names and shapes must be exactly the module's.
+
+    Raises:
+        UserError: with the list of differences.
+    """
+    want = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    have = {name: tuple(t.shape) for name, t in tensors.items()}
+    wrong = [f"{name} missing" for name in want.keys() - have.keys()]
+    wrong += [f"{name} unknown" for name in have.keys() - want.keys()]
+    wrong += [f"{name} is {have[name]}, not {want[name]}" for name in want.keys() & have.keys()
+              if have[name] != want[name]]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{where} does not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
+    module.load_state_dict(dict(tensors))
+
+
+def save_state(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int = 2
+) -> None:
+    """Writes the training state of a step and its marker; keeps the newest ``keep``."""
+    path = folder / f"state-{step:09d}.safetensors"
+    save(path, tensors, about)
+    marker = files.canonical({"sha256": files.sha256(path), "step": step})
+    files.write_atomic(path.with_suffix(".json"), lambda part: part.write_text(marker))
+    for old in sorted(folder.glob("state-*.json"))[:-keep]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_state(folder: Path, at_most: int) -> Loaded | None:
+    """The newest whole training state of at most ``at_most`` steps, or None."""
+    for marker in sorted(folder.glob("state-*.json"), reverse=True):
+        path = marker.with_suffix(".safetensors")
+        try:
+            document = json.loads(marker.read_text())
+            if document["step"] <= at_most and files.sha256(path) == document["sha256"]:
+                return load(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same tensors on a device."""
+    return {name: t.to(device) for name, t in tensors.items()}

@@ -1,0 +1,75 @@
+"""Batches of images: where they live, and in which order they come.
+
+The order is stateless: batch = f(seed, step), so the whole state of the data at a checkpoint is
+one integer.  Epoch e visits ``permutation(seed, e)``; the last n mod batch images of an epoch are
+dropped.  Images stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rfpp_core.data import to_float
+from rfpp_core.errors import UserError
+from rfpp_core.noise import permutation
+
+
+class Batch(NamedTuple):
+    """Images float32 (B, C, H, W) in [-1, 1], their positions (B,), labels (B,) or None."""
+
+    x: Tensor
+    index: Tensor
+    y: Tensor | None
+
+
+def place(images: Tensor, device: torch.device) -> Tensor:
+    """Puts uint8 images on the device if they take at most 0.4 of its memory, else leaves them."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        if images.numel() <= min(0.4 * total, 0.8 * free):
+            return images.to(device)
+    return images
+
+
+def batches(
+    images: Tensor,
+    labels: Tensor | None,
+    batch: int,
+    key: int,
+    device: torch.device,
+    start: int = 0,
+    channels_last: bool = True,
+) -> Iterator[Batch]:
+    """Yields the batches of steps ``start``, ``start + 1``, ... without end.
+
+    Args:
+        images: uint8 (N, C, H, W) on any device.
+        labels: int64 (N,) or None.
+        batch: batch size, at most N.
+        key: key of the order.
+        device: where the batches go.
+        start: first step.
+        channels_last: memory layout of ``x``.
+
+    Raises:
+        UserError: if the batch is larger than the set.
+    """
+    per_epoch = len(images) // batch
+    if per_epoch < 1:
+        raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
+                        f"lower batch")  # fmt: skip
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    step, epoch, order = start, -1, torch.empty(0)
+    while True:
+        now, k = divmod(step, per_epoch)
+        if now != epoch:
+            epoch, order = now, permutation(key, now, len(images))
+        index = order[k * batch : (k + 1) * batch]
+        x = to_float(images[index.to(images.device)].to(device, non_blocking=True))
+        y = None if labels is None else labels[index].to(device)
+        yield Batch(x.to(memory_format=layout), index.to(device), y)
+        step += 1

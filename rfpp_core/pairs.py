@@ -1,0 +1,342 @@
+"""The pair store: noise/image pairs in one Zarr v3 group, committed shard by shard.
+
+    zarr.json            the PairSpec: what determines the pairs
+    images/              uint8 (n, C, H, W), one file a shard
+    labels/              int16 (n,), -1 where there is no label
+    commits/000000.json  marker of shard 0: digests of its files and content, its noise witness
+
+A shard exists when its marker exists, and a marker implies durable, verified data: the shard is
+written whole, synced and digested before its marker is renamed into place.  Zarr reads missing or
+empty shards as silent zeros, so readers go by markers only.  Noise is not stored: pair i's is a
+pure function of (seed, i).  ``n`` is a prefix: a larger store begins with the same shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rfpp_core import files, noise
+from rfpp_core.errors import UserError
+from rfpp_core.zarr_io import create_array, digest_of, open_group
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """What determines the pairs of a store, and nothing else.
+
+    ``n`` is not part of it.  ``teacher`` is the sha256 of the teacher's model file.
+    """
+
+    teacher: str
+    solver: str
+    nfe: int
+    grid: str
+    guidance: float
+    classes: int  # 0: unconditional; else labels are uniform draws from pair i's counter
+    seed: int
+    shape: tuple[int, int, int]
+    micro_batch: int
+    shard: int
+    noise: str = noise.SCHEME
+    noise_kind: str = "seeded"
+    space: str = "pixel"
+    dtype: str = "uint8"
+    scale: str = "x = q / 127.5 - 1"
+    format: int = FORMAT
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The spec as a JSON document."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+    def index(self, start: int, stop: int) -> Tensor:
+        """Pair indices [start, stop), int64."""
+        return torch.arange(start, stop, dtype=torch.int64)
+
+    def z(self, index: Tensor) -> Tensor:
+        """Noise of the pairs ``index``: float32 (B, C, H, W)."""
+        return noise.normal(self.seed, index, self.shape)
+
+    def y(self, index: Tensor) -> Tensor | None:
+        """Labels of the pairs ``index``: int64 (B,), or None without classes."""
+        return noise.labels(self.seed, index, self.classes) if self.classes else None
+
+    def witness(self, shard: int) -> str:
+        """sha256 of the noise of a shard's first pair, float32 bytes."""
+        z = self.z(torch.tensor([shard * self.shard], dtype=torch.int64))
+        return hashlib.sha256(z.numpy().tobytes()).hexdigest()
+
+
+class PairStore:
+    """A store on disk; open one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, group: zarr.Group, spec: PairSpec) -> None:
+        self.path, self.group, self.spec = path, group, spec
+
+    @classmethod
+    def create(cls, path: Path, spec: PairSpec, n: int) -> PairStore:
+        """Makes a store of n pairs, or opens one made by the same spec and lets it grow to n.
+
+        Raises:
+            UserError: if ``path`` holds pairs of another spec.
+        """
+        if (path / "zarr.json").exists():
+            store = cls.open(path)
+            if store.spec != spec:
+                raise UserError(f"{path} holds other pairs: {_differences(store.spec, spec)}")
+            if store.n < n:
+                _grow(path, n)
+            return cls.open(path)
+        building = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        shutil.rmtree(building, ignore_errors=True)
+        group = zarr.open_group(building, mode="w-", zarr_format=3)
+        chunk = next(c for c in range(min(1000, spec.shard), 0, -1) if spec.shard % c == 0)
+        create_array(group, "images", (n, *spec.shape), "uint8", chunk, spec.shard)
+        create_array(group, "labels", (n,), "int16", spec.shard, None)
+        group.attrs["rfpp"] = spec.identity
+        (building / "commits").mkdir()
+        building.rename(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> PairStore:
+        """Opens a store and checks the noise witness of every committed shard.
+
+        Raises:
+            UserError: if it is missing, not a pair store, or its noise is not what this code
+                makes of its seed (which would silently turn pairs into independent couples).
+        """
+        group = open_group(path, "dvc repro")
+        raw = group.attrs.asdict().get("rfpp")
+        try:
+            spec = PairSpec(**{**raw, "shape": tuple(raw["shape"])})  # type: ignore[dict-item]
+        except (TypeError, KeyError):
+            raise UserError(f"{path} is not a pair store of this version") from None
+        if spec.noise != noise.SCHEME or spec.noise_kind != "seeded" or spec.format != FORMAT:
+            raise UserError(f"{path} uses noise '{spec.noise}' ({spec.noise_kind}), format "
+                            f"{spec.format}; this version reads {noise.SCHEME} (seeded), "
+                            f"{FORMAT}")  # fmt: skip
+        store = cls(path, group, spec)
+        for k in store.committed():
+            if store.marker(k)["noise_witness"] != spec.witness(k):
+                raise UserError(f"{path}: the noise of shard {k} is not that of seed {spec.seed}")
+        return store
+
+    @property
+    def n(self) -> int:
+        """Pairs the store is made for; see :meth:`missing` for what is not there yet."""
+        return int(self._images.shape[0])
+
+    @property
+    def shards(self) -> int:
+        return self.n // self.spec.shard
+
+    @property
+    def _images(self) -> Any:
+        return self.group["images"]
+
+    def committed(self) -> list[int]:
+        """Shards whose marker exists, ascending."""
+        names = (self.path / "commits").glob("[0-9]*.json")
+        return sorted(k for k in (int(name.stem) for name in names) if k < self.shards)
+
+    def missing(self) -> list[int]:
+        """Shards still to be made, ascending."""
+        return sorted(set(range(self.shards)) - set(self.committed()))
+
+    def marker(self, shard: int) -> dict[str, Any]:
+        """The marker of a committed shard.
+
+        Raises:
+            UserError: if it is not a marker.
+        """
+        path = self._marker_path(shard)
+        try:
+            marker = json.loads(path.read_text())
+            _ = marker["noise_witness"], marker["pairs_sha256"], dict(marker["files"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged; delete it and run `dvc repro` again") from None
+        return dict(marker)
+
+    def commit(
+        self, shard: int, images: NDArray[np.uint8], labels: NDArray[np.int16], **about: Any
+    ) -> None:
+        """Writes one whole shard durably, then its marker.
+
+        Args:
+            shard: which one.
+            images: uint8 (shard size, C, H, W).
+            labels: int16 (shard size,), -1 where there is none.
+            about: what to record beside the digests (device, torch version).
+        """
+        start = shard * self.spec.shard
+        stop = start + self.spec.shard
+        group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        for name, data in (("images", images), ("labels", labels)):
+            array: Any = group[name]
+            array[start:stop] = data
+        paths = self.shard_files(shard)
+        for path in paths:
+            files.sync(path)
+            for folder in list(path.relative_to(self.path).parents):
+                files.sync(self.path / folder)
+        marker = {
+            **about,
+            "shard": shard,
+            "start": start,
+            "stop": stop,
+            "files": {str(p.relative_to(self.path)): files.sha256(p) for p in paths},
+            "pairs_sha256": digest_of(images, labels),
+            "noise_witness": self.spec.witness(shard),
+        }
+        text = files.canonical(marker)
+        files.write_atomic(self._marker_path(shard), lambda path: path.write_text(text))
+
+    def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+        """Images and labels of the pairs [start, stop), all of which must be committed.
+
+        Raises:
+            UserError: if a shard of the range is missing or damaged.
+        """
+        size = self.spec.shard
+        lost = set(range(start // size, -(-stop // size))) - set(self.committed())
+        if lost:
+            raise UserError(f"{self.path}: shard {min(lost)} is not there; `dvc repro` makes it")
+        labels: Any = self.group["labels"]
+        try:
+            return self._images[start:stop], labels[start:stop]
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged ({error}); "
+                            f"`rfpp pairs verify {self.path}` names the shard") from None  # fmt: skip
+
+    def each_shard(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int16]]]:
+        """Yields (shard, images, labels) of every shard in order; one shard in memory."""
+        for k in range(self.shards):
+            yield k, *self.read(k * self.spec.shard, (k + 1) * self.spec.shard)
+
+    def digest(self) -> str:
+        """sha256 over spec and decoded content, whoever made the shards in whatever order.
+
+        Raises:
+            UserError: if a shard is missing or damaged.
+        """
+        sha = hashlib.sha256(files.canonical(self.spec.identity).encode())
+        for _, images, labels in self.each_shard():
+            sha.update(digest_of(images, labels).encode())
+        return sha.hexdigest()
+
+    def verify(self) -> list[str]:
+        """Everything wrong with the store, a line each; empty if all is right.
+
+        Reads every shard, compares the digests of files and content with the markers, and checks
+        that noises are distinct and of zero mean and unit variance.
+        """
+        wrong = [f"shard {k} is missing" for k in self.missing()]
+        seen: set[bytes] = set()
+        total = count = squares = 0.0
+        for k in self.committed():
+            wrong += self._verify_shard(k)
+            start = k * self.spec.shard
+            z = self.spec.z(self.spec.index(start, start + self.spec.shard)).double()
+            keys = {row.tobytes() for row in z.flatten(1).float().numpy()[:, :8]}
+            if len(keys) < len(z) or keys & seen:
+                wrong.append(f"shard {k} repeats a noise")
+            seen |= keys
+            total, squares, count = total + float(z.sum()), squares + float(z.square().sum()), (
+                count + z.numel()
+            )  # fmt: skip
+        if count:
+            mean, std = total / count, (squares / count) ** 0.5
+            if abs(mean) > 6 / count**0.5 or abs(std - 1) > 6 / (2 * count) ** 0.5:
+                wrong.append(f"noise has mean {mean:.4f} and deviation {std:.4f}, not 0 and 1")
+        return wrong
+
+    def _verify_shard(self, k: int) -> list[str]:
+        size = self.spec.shard
+        try:
+            marker = self.marker(k)
+            names = {str(path.relative_to(self.path)) for path in self.shard_files(k)}
+            if set(marker["files"]) != names:
+                return [f"shard {k}: its marker names other files"]
+            for name, digest in marker["files"].items():
+                path = self.path / name
+                if not path.exists():
+                    return [f"shard {k}: {name} is missing"]
+                if files.sha256(path) != digest:
+                    return [f"shard {k}: {name} is not what was committed"]
+            if digest_of(*self.read(k * size, (k + 1) * size)) != marker["pairs_sha256"]:
+                return [f"shard {k}: its pairs are not those committed"]
+        except UserError as error:
+            return [f"shard {k}: {error}"]
+        return []
+
+    def publish(self, target: Path, n: int) -> None:
+        """Makes ``target`` a store of the first n pairs, sharing this one's files by hard links.
+
+        ``target`` appears whole by a rename, replacing what was there.
+        """
+        building = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        shutil.rmtree(building, ignore_errors=True)
+        other = PairStore.create(building, self.spec, n)
+        for k in range(other.shards):
+            for path in (*self.shard_files(k), self._marker_path(k)):
+                link(path, building / path.relative_to(self.path))
+        if lost := PairStore.open(building).missing():
+            raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
+        replace_tree(building, target)
+
+    def shard_files(self, shard: int) -> tuple[Path, Path]:
+        """Where Zarr keeps a shard's images and labels."""
+        zeros = "/0" * len(self.spec.shape)
+        return self.path / f"images/c/{shard}{zeros}", self.path / f"labels/c/{shard}"
+
+    def _marker_path(self, shard: int) -> Path:
+        return self.path / "commits" / f"{shard:06d}.json"
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link, or a copy where the file system has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def replace_tree(building: Path, target: Path) -> None:
+    """Renames a finished directory to ``target``, moving away what is there."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    building.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _grow(path: Path, n: int) -> None:
+    """Raises the pair count in the arrays' metadata; no data moves."""
+    for name in ("images", "labels"):
+        file = path / name / "zarr.json"
+        meta = json.loads(file.read_text())
+        meta["shape"][0] = n
+        text = json.dumps(meta, indent=2)
+        files.write_atomic(file, lambda part, text=text: part.write_text(text))  # type: ignore[misc]
+
+
+def _differences(one: PairSpec, other: PairSpec) -> str:
+    a, b = one.identity, other.identity
+    return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])

@@ -1,0 +1,216 @@
+"""The schema of ``params.yaml``: every option, its type and its range.
+
+Sections are flat so that ``dvc exp run -S reflow.times.law=uniform`` works; an option that the
+chosen law or loss does not use is legal and has no effect.  What cannot change a result (devices,
+workers, log level, retries) is not a param: it comes from the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rfpp_core.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+RoundName = Annotated[str, Field(pattern=r"^[2-9][0-9]*$")]
+FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]*$")]
+SolverName = Annotated[
+    str, Field(pattern=r"^(euler|heun|midpoint|anchored|anchored-heun|rk2:(0\.\d+|1(\.0+)?))$")
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dataset(Section):
+    """Real images and how they are split."""
+
+    name: Literal["digits"] = "digits"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class Network(Section):
+    """Architecture and preconditioning, shared by all flows of a run."""
+
+    arch: Literal["small_unet"] = "small_unet"
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (1, 2)
+    blocks: Positive = 1
+    attention: Annotated[int, Field(ge=0)] = 0
+    conditional: bool = False
+    precond: Literal["velocity", "edm"] = "edm"
+    sigma_data: PositiveFloat = 0.5
+
+
+class Times(Section):
+    """The law of the training time."""
+
+    law: Literal["u_shape", "uniform", "logit_normal", "fixed"] = "u_shape"
+    a: PositiveFloat = 4.0
+    mean: float = 0.0
+    std: PositiveFloat = 1.0
+    t: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class Loss(Section):
+    """The distance between a velocity and its target; ``c`` is pseudo-Huber's, per value."""
+
+    name: Literal["l2", "pseudo_huber"] = "pseudo_huber"
+    c: PositiveFloat = 0.00054
+
+
+class Training(Section):
+    """What pretrain and reflow share."""
+
+    steps: Positive = 2500
+    batch: Positive = 128
+    lr: PositiveFloat = 1e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    decay: Literal["constant", "cosine"] = "cosine"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    ema: Fraction = 0.998
+    ema_ramp: bool = True
+    dropout: Fraction = 0.0
+    label_dropout: Fraction = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    threads: Positive = 2
+    log_every: Positive = 50
+    times: Times = Times()
+    loss: Loss = Loss()
+
+
+class Pretrain(Training):
+    """The first flow."""
+
+
+class Reflow(Training):
+    """The flows trained on pairs."""
+
+    init: Literal["teacher", "scratch"] = "teacher"
+
+
+class Generate(Section):
+    """The pairs: n of them in shards, made in index-aligned micro-batches."""
+
+    n: Positive = 20000
+    shard: Positive = 2000
+    micro_batch: Positive = 250
+    solver: SolverName = "heun"
+    nfe: Positive = 35
+    grid: Literal["uniform", "karras"] = "uniform"
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def whole_shards(self) -> Generate:
+        if self.shard % self.micro_batch:
+            raise ValueError(f"shard ({self.shard}) must be a multiple of micro_batch "
+                             f"({self.micro_batch})")  # fmt: skip
+        if self.n % self.shard:
+            raise ValueError(f"n ({self.n}) must be a multiple of shard ({self.shard})")
+        return self
+
+
+class Round(Section):
+    """A reflow round: which flow makes its pairs."""
+
+    teacher: FlowName
+
+
+class Features(Section):
+    """The feature net of the metric; its architecture is in docs/metrics.md."""
+
+    name: Literal["classifier"] = "classifier"
+    steps: Positive = 600
+    batch: Positive = 128
+    lr: PositiveFloat = 2e-3
+
+
+class Evaluate(Section):
+    """What is measured: ``nfe`` with ``solver`` for every flow, ``teacher_nfe`` with Heun."""
+
+    n: Positive = 5000
+    seeds: Positive = 3
+    nfe: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    solver: SolverName = "euler"
+    grids: dict[str, tuple[float, ...]] = {}
+    teacher_nfe: Positive = 35
+    teacher_seeds: Positive = 3
+    neighbours: Positive = 3
+    straightness_n: Positive = 500
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    dataset: Dataset = Dataset()
+    network: Network = Network()
+    features: Features = Features()
+    pretrain: Pretrain = Pretrain()
+    generate: Generate = Generate()
+    reflow: Reflow = Reflow()
+    rounds: dict[RoundName, Round] = {"2": Round(teacher="flow1")}
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def teachers_come_before(self) -> Params:
+        flows = {"flow1"} | {f"flow{k}" for k in self.rounds}
+        for k, item in self.rounds.items():
+            if item.teacher not in flows or int(item.teacher[4:]) >= int(k):
+                raise ValueError(f"rounds.{k}.teacher is {item.teacher}; it must be an earlier "
+                                 f"flow of {', '.join(sorted(flows))}")  # fmt: skip
+        return self
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Reads and checks a params file.
+
+    Raises:
+        UserError: one line that names each wrong param, its value and what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `rfpp preset digits` puts one in place") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold sections such as 'reflow:'; `rfpp preset digits` does")
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], where: str = "params") -> Params:
+    """Checks a mapping against the schema; raises :class:`UserError` as :func:`load` does."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _siblings(loc: tuple[Any, ...]) -> list[str]:
+    section: Any = Params
+    for part in loc[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field else Round
+    return sorted(section.model_fields)

@@ -1,0 +1,152 @@
+"""Drawing images: fields with guidance, counted noise, index-aligned micro-batches.
+
+Image i of a seed is a function of (flow, solver, grid, seed, i, micro-batch size): whoever draws
+it, alone or among a million, the composition of its micro-batch is the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp_core import noise, schedules
+from rfpp_core.errors import UserError
+from rfpp_core.flow import Field
+from rfpp_core.runtime import map_exact
+from rfpp_core.solvers import Last, solve, steps_for
+
+MICRO_BATCH = 250
+
+
+class Guided:
+    """Classifier-free guidance: ``v = v(no label) + scale (v(label) - v(no label))``.
+
+    Two network evaluations a call unless scale is 1 (Ho & Salimans, arXiv 2207.12598, with their
+    w = scale - 1).
+    """
+
+    def __init__(self, field: Field, scale: float) -> None:
+        self.field, self.scale = field, scale
+        self.cost = 1 if scale == 1 else 2
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        v = self.field(x, t, y)
+        if self.scale == 1 or y is None:
+            return v
+        free = self.field(x, t, None)
+        return free + self.scale * (v - free)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A solver on a grid, cut to an NFE budget: all that turns noise into images but the flow."""
+
+    solver: str
+    nfe: int
+    grid: str = "uniform"
+    times: tuple[float, ...] = ()
+    guidance: float = 1.0
+
+    def plan(self) -> tuple[Tensor, Last]:
+        """The times (N + 1,) and whether the last step drops its second stage.
+
+        Raises:
+            UserError: if custom times do not spend ``nfe`` evaluations.
+        """
+        steps, last = steps_for(self.solver, self.nfe)
+        if self.times:
+            grid = schedules.custom(self.times)
+            if len(grid) - 1 != steps:
+                raise UserError(f"a grid of {len(grid) - 1} steps does not spend {self.nfe} "
+                                f"evaluations with {self.solver}")  # fmt: skip
+            return grid, last
+        return (schedules.karras if self.grid == "karras" else schedules.uniform)(steps), last
+
+
+@torch.inference_mode()
+def draw(field: Field, z: Tensor, y: Tensor | None, recipe: Recipe) -> Tensor:
+    """Images float (B, C, H, W), about in [-1, 1], from noise ``z`` of the same shape."""
+    grid, last = recipe.plan()
+    z = z.to(memory_format=torch.channels_last)
+    return solve(Guided(field, recipe.guidance), z, grid, recipe.solver, last, y).x
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A trained field with what is needed to sample from it.
+
+    ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``about`` is the metadata
+    of its file; ``digest`` its sha256.
+    """
+
+    field: nn.Module
+    shape: tuple[int, int, int]
+    classes: int = 0
+    digest: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.field.parameters()).device
+
+    def sample(
+        self,
+        n: int,
+        nfe: int = 1,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        recipe: Recipe | None = None,
+    ) -> Tensor:
+        """Draws n images, float32 (n, C, H, W) on the CPU, about in [-1, 1].
+
+        Args:
+            n: how many.
+            nfe: network evaluations an image; Euler up to 8, Heun beyond, unless ``recipe`` says.
+            seed: images of one seed share their noise across flows and NFE.
+            labels: one label for all or one each; drawn uniformly if the flow is conditional.
+            recipe: solver, grid and guidance.
+
+        Raises:
+            UserError: if n or nfe is below 1 or a label is out of range.
+        """
+        if n < 1 or nfe < 1:
+            raise UserError(f"n and nfe must be at least 1; got n = {n}, nfe = {nfe}")
+        recipe = recipe or Recipe("euler" if nfe <= 8 else "heun", nfe)
+        key = noise.subkey(seed, "sample")
+        return self.from_noise_key(key, n, recipe, self._labels(key, n, labels))
+
+    def from_noise_key(
+        self, key: int, n: int, recipe: Recipe, labels: Tensor | None = None
+    ) -> Tensor:
+        """Images of noise 0..n-1 under a key, as :meth:`sample`."""
+
+        def one(start: int) -> Tensor:
+            index = torch.arange(start, min(start + MICRO_BATCH, n))
+            y = None if labels is None else labels[index].to(self.device)
+            z = noise.normal(key, index.to(self.device), self.shape)
+            return draw(self.field, z, y, recipe).float().cpu()
+
+        return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
+
+    def _labels(self, key: int, n: int, labels: Sequence[int] | None) -> Tensor | None:
+        if labels is None:
+            return noise.labels(key, torch.arange(n), self.classes) if self.classes else None
+        if not self.classes:
+            raise UserError("this flow was trained without labels (network.conditional: false)")
+        if len(labels) not in (1, n):
+            raise UserError(f"give 1 label or {n}, not {len(labels)}")
+        if wrong := [y for y in labels if not 0 <= y < self.classes]:
+            raise UserError(f"label {wrong[0]} is out of range 0..{self.classes - 1}")
+        return torch.tensor(list(labels) * (n if len(labels) == 1 else 1))
+
+
+def threads_for(device: torch.device) -> int:
+    """Micro-batches in flight: one a core on a CPU (``RFPP_THREADS`` overrides), else one."""
+    if device.type != "cpu":
+        return 1
+    return int(os.environ.get("RFPP_THREADS") or len(os.sched_getaffinity(0)))

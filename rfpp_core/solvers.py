@@ -1,0 +1,167 @@
+"""Solvers of dx/dt = v(x, t) along a grid, in either direction.
+
+A *step* maps ``(field, x, t, s, y)`` to the state at the next time s.  All two-stage rules of
+second order are one family (Butcher's theta-family): with h = s - t and v_d the velocity after an
+Euler step of length delta h,
+
+    x_s = x + h ((1 - 1/(2 delta)) v + v_d / (2 delta)),
+
+Heun's trapezoid at delta = 1, the midpoint rule (RF-Solver, arXiv 2411.04746) at 1/2, Ralston's
+at 2/3.  The anchored update of RF++ (arXiv 2405.20320, app. D) goes back to the initial noise z:
+``x_s = (1 - s) x_hat + s z``.
+
+Cost is counted in network evaluations (NFE) by wrapping the field, never derived from steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rfpp_core.flow import Field, interpolate, x_hat
+
+Last = Literal["full", "euler"]
+Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun")
+
+
+class Solution(NamedTuple):
+    """The final state (B, *) and the network evaluations spent per sample."""
+
+    x: Tensor
+    nfe: int
+
+
+class Counted:
+    """A field that counts its calls."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.calls = field, 0
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self.field(x, t, y)
+
+
+def euler(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+    """``x + (s - t) v``: order 1, 1 evaluation."""
+    return x + (s - t).to(x) * field(x, _batch(t, x), y)
+
+
+def rk2(delta: float = 1.0) -> Step:
+    """The two-stage rule with its second stage at ``t + delta (s - t)``, 0 < delta <= 1."""
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta must lie in (0, 1]; got {delta}")
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        h, weight = (s - t).to(x), 1 / (2 * delta)
+        v = field(x, _batch(t, x), y)
+        v_d = field(x + delta * h * v, _batch(t + delta * (s - t), x), y)
+        return x + h * ((1 - weight) * v + weight * v_d)
+
+    return step
+
+
+def anchored(z: Tensor, heun: bool = False) -> Step:
+    """RF++'s update from the initial noise z; with ``heun`` x_hat takes the mean of two velocities.
+
+    It equals Euler's for the first two steps from t = 1 and has no inverse.
+    """
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        t_b, s_b = _batch(t, x), _batch(s, x)
+        v = field(x, t_b, y)
+        x_s = interpolate(x_hat(x, v, t_b), z, s_b)
+        if not heun:
+            return x_s
+        return interpolate(x_hat(x, (v + field(x_s, s_b, y)) / 2, t_b), z, s_b)
+
+    return step
+
+
+def trajectory(
+    field: Field,
+    x: Tensor,
+    grid: Tensor,
+    solver: str = "heun",
+    last: Last = "euler",
+    y: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yields the state at every time of the grid, the first included.
+
+    Args:
+        field: the velocity field.
+        x: state at ``grid[0]``, (B, *).
+        grid: times (N + 1,), monotone; increasing times integrate towards noise.
+        solver: one of ``SOLVERS``, or ``rk2:<delta>``.
+        last: ``"euler"`` drops the second stage of the last step, as EDM does: 2N - 1 evaluations.
+        y: labels (B,) or None.
+    """
+    step, final = steps_of(solver, x)
+    times = grid.to(device=x.device, dtype=torch.float64)
+    yield x
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        rule = final if last == "euler" and i == len(times) - 2 else step
+        x = rule(field, x, t, s, y)
+        yield x
+
+
+def solve(
+    field: Field,
+    x: Tensor,
+    grid: Tensor,
+    solver: str = "heun",
+    last: Last = "euler",
+    y: Tensor | None = None,
+) -> Solution:
+    """The last state of :func:`trajectory` (same arguments) with the evaluations it took."""
+    counted = Counted(field)
+    for x in trajectory(counted, x, grid, solver, last, y):
+        pass
+    return Solution(x, counted.calls)
+
+
+def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
+    """The rule of a named solver and the one-evaluation rule for its last step.
+
+    ``x`` is the initial state, which the anchored update goes back to.
+
+    Raises:
+        ValueError: naming the solvers there are.
+    """
+    match solver:
+        case "euler":
+            return euler, euler
+        case "heun":
+            return rk2(1.0), euler
+        case "midpoint":
+            return rk2(0.5), euler
+        case "anchored":
+            return anchored(x), anchored(x)
+        case "anchored-heun":
+            return anchored(x, heun=True), anchored(x)
+    if solver.startswith("rk2:"):
+        return rk2(float(solver[4:])), euler
+    raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)} and rk2:<delta>")
+
+
+def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
+    """How many steps spend exactly ``nfe`` evaluations, and whether the last one is cut.
+
+    A two-stage solver takes an odd NFE as 2N - 1 with the last step cut, an even one as 2N.
+
+    Raises:
+        ValueError: if ``nfe`` is below 1.
+    """
+    if nfe < 1:
+        raise ValueError(f"nfe must be at least 1; got {nfe}")
+    if solver in ("euler", "anchored"):
+        return nfe, "full"
+    return (nfe + 1) // 2, "euler" if nfe % 2 else "full"
+
+
+def _batch(t: Tensor, x: Tensor) -> Tensor:
+    return t.to(x).expand(len(x))

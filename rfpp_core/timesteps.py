@@ -1,0 +1,40 @@
+"""Laws of the training time t, as inverse distribution functions of a uniform draw u in (0, 1).
+
+The U-shape of RF++ (arXiv 2405.20320, sec. 4.1; density a cosh(a (t - 1/2)) / (2 sinh(a / 2)))
+is the one their code and figure show: ``t = 1/2 + asinh((2u - 1) sinh(a / 2)) / a``.  The density
+printed in the paper, exp(at) + exp(-at), is not U-shaped on [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+T_EPS = 1e-5  # RF++, app. E: training times stay in [1e-5, 1 - 1e-5]
+
+
+def u_shape(u: Tensor, a: float = 4.0) -> Tensor:
+    """Symmetric about 1/2 with most mass at both ends; ``a > 0``, and a -> 0 is uniform."""
+    return 0.5 + torch.asinh((2 * u - 1) * math.sinh(a / 2)) / a
+
+
+def uniform(u: Tensor) -> Tensor:
+    """The uniform law of the first rectified flows (Liu et al., arXiv 2209.03003)."""
+    return u
+
+
+def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """``t = sigmoid(mean + std N(0, 1))`` (Esser et al., arXiv 2403.03206, sec. 3.1)."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(u))
+
+
+def fixed(u: Tensor, t: float = 1.0) -> Tensor:
+    """Always ``t``; at t = 1 a training on pairs is plain regression of the image."""
+    return torch.full_like(u, t)
+
+
+def inside(t: Tensor) -> Tensor:
+    """Maps [0, 1] affinely onto [1e-5, 1 - 1e-5]."""
+    return T_EPS + (1 - 2 * T_EPS) * t

@@ -1,0 +1,181 @@
+"""The training loop: a generator of step reports over a state that can be saved and taken up.
+
+    state = TrainState.start(net, config, device)
+    for report in train(state, batches, loss, config): ...
+
+Everything random in a step is a function of (seed, step), so ``train k steps`` equals
+``train j, stop, resume to k`` bit for bit on a CPU with the same number of threads.  The loop
+knows neither files nor params nor the terminal.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rfpp_core import ema
+from rfpp_core.loader import Batch
+from rfpp_core.noise import Draws, subkey
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LossFunction(Protocol):
+    """Named per-sample terms (B,), whose mean sum is minimised."""
+
+    def __call__(
+        self, net: nn.Module, batch: Batch, step: int, draws: Draws
+    ) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the fields are those of the params sections of the same names."""
+
+    seed: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 0
+    decay: str = "constant"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip: float = 0.0
+    ema: float = 0.999
+    ema_ramp: bool = True
+    precision: str = "fp32"
+    compile: bool = False
+    log_every: int = 50
+
+    def lr_at(self, step: int) -> float:
+        """Rate of update ``step`` (from 0): linear warm-up, then constant or a cosine to 0."""
+        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup))
+        if self.decay == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return rate
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """After ``step`` updates: mean loss terms since the last report, rate, gradient norm."""
+
+    step: int
+    terms: Mapping[str, float]
+    lr: float
+    grad_norm: float
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss stopped being finite; the last saved state is good."""
+
+
+class TrainState:
+    """Raw weights, their average, the optimiser, the loss scaler and the number of updates."""
+
+    def __init__(self, net: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        layout = torch.channels_last
+        self.net = net.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(),
+            lr=torch.tensor(config.lr) if config.compile else config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.device, self.step = device, 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but counters, by name."""
+        named: dict[str, Tensor] = {}
+        for prefix, module in (("net", self.net), ("ema", self.average)):
+            named |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{i}.{slot}": t for slot, t in slots.items()}
+        return named
+
+    def about(self) -> dict[str, Any]:
+        """The counters, as a JSON document."""
+        return {"step": self.step, "scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Takes up a state saved by :meth:`tensors` and :meth:`about`."""
+        self.net.load_state_dict(_under("net.", tensors))
+        self.average.load_state_dict(_under("ema.", tensors))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, t in _under("optimizer.", tensors).items():
+            i, slot = name.split(".")
+            slots.setdefault(int(i), {})[slot] = t
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        if about["scaler"]:
+            self.scaler.load_state_dict(about["scaler"])
+        self.step = int(about["step"])
+
+
+def train(
+    state: TrainState, batches: Iterable[Batch], loss: LossFunction, config: TrainConfig
+) -> Iterator[StepReport]:
+    """Trains ``state`` in place up to ``config.steps`` updates.
+
+    Args:
+        state: where to start; its step must be that of the first batch.
+        batches: the batches of steps ``state.step``, ``state.step + 1``, ...
+        loss: see :class:`LossFunction`.
+        config: how.
+
+    Yields:
+        A report every ``log_every`` updates and at the end; the state may be saved then.
+
+    Raises:
+        NonFiniteLoss: at a report, before it is yielded.
+    """
+    net = torch.compile(state.net) if config.compile else state.net
+    params, averages = list(state.net.parameters()), list(state.average.parameters())
+    dtype = PRECISIONS.get(config.precision)
+    seen = 0
+    finite = torch.ones((), dtype=torch.bool, device=state.device)
+    sums: dict[str, Tensor] = {}
+    state.net.train()
+    for batch in batches:
+        if state.step >= config.steps:
+            return
+        step, rate = state.step, config.lr_at(state.step)
+        torch.manual_seed(subkey(config.seed, f"dropout:{step}"))
+        draws = Draws(config.seed, step, config.batch, device=state.device)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+            terms = loss(net, batch, step, draws)
+        means = {name: term.float().mean() for name, term in terms.items()}
+        total = torch.stack(list(means.values())).sum()
+        state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        state.scaler.unscale_(state.optimizer)
+        limit = config.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(params, limit)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        ema.update(averages, params, ema.decay_at(step, config.ema, config.ema_ramp))
+        finite &= torch.isfinite(total.detach())
+        sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
+        state.step, seen = step + 1, seen + 1
+        if state.step % config.log_every == 0 or state.step == config.steps:
+            if not finite:
+                raise NonFiniteLoss(f"the loss is not finite between steps "
+                                    f"{state.step - seen} and {state.step}")  # fmt: skip
+            means_now = {name: float(value) / seen for name, value in sums.items()}
+            yield StepReport(state.step, means_now, rate, float(norm))
+            sums, seen = {}, 0
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,59 @@
+"""Zarr v3 arrays as this project writes them.
+
+Blosc(zstd 3, bitshuffle) is the best of the codecs in the v3 specification for 8-bit images;
+crc32c turns a flipped bit into an error.  Empty chunks are written, because zarr reads a missing
+one as silent zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
+from rfpp_core.errors import UserError
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, chunk: int, shard: int | None
+) -> zarr.Array[Any]:
+    """Creates an array chunked (and sharded) along its first axis only."""
+    shuffle = BloscShuffle.bitshuffle
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(chunk, *shape[1:]),
+        shards=None if shard is None else (shard, *shape[1:]),
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()],
+        fill_value=-1 if dtype == "int16" else 0,
+        config={"write_empty_chunks": True},
+    )
+
+
+def open_group(path: Path, made_by: str) -> zarr.Group:
+    """Opens a group for reading.
+
+    Raises:
+        UserError: naming the command that makes the store.
+    """
+    try:
+        return zarr.open_group(path, mode="r", zarr_format=3)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is missing; `{made_by}` makes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a readable Zarr group: {error}") from None
+
+
+def digest_of(*arrays: NDArray[Any]) -> str:
+    """sha256 over dtype, shape and content of arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
