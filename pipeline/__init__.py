@@ -1,0 +1,1 @@
+"""DVC stages and the Prefect flow: what runs when, and how it survives interruption."""

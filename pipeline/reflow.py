@@ -1,0 +1,71 @@
+"""Stage ``reflow@k``: data/pairs_k.zarr -> models/flowk.safetensors, the k-rectified flow."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import stage, training
+from rfpp_core import build, checkpoint, couplings, params
+from rfpp_core.couplings import Coupling
+from rfpp_core.errors import UserError
+from rfpp_core.pairs import PairStore
+
+
+def round_of(config: params.Params, k: str) -> params.Round:
+    """The round named on the command line."""
+    if k not in config.rounds:
+        raise UserError(f"there is no round {k} in params.yaml (rounds: "
+                        f"{', '.join(config.rounds) or 'none'})")  # fmt: skip
+    return config.rounds[k]
+
+
+def pairs_path(k: str) -> Path:
+    return Path(f"data/pairs_{k}.zarr")
+
+
+def teacher_path(config: params.Params, k: str) -> Path:
+    return Path(f"models/{round_of(config, k).teacher}.safetensors")
+
+
+def job(k: str) -> training.Job:
+    config = params.load()
+    teacher = teacher_path(config, k)
+    digest = training.digest_of_model(teacher, "dvc repro")
+    about = checkpoint.load(teacher).about
+    store = PairStore.open(pairs_path(k))
+    if store.spec.teacher != digest:
+        raise UserError(f"{pairs_path(k)} was made by another teacher than {teacher}; "
+                        f"run `dvc repro generate@{k}`")  # fmt: skip
+    cost = 2 if store.spec.guidance != 1 and store.spec.classes else 1
+    return training.Job(
+        name=f"reflow@{k}",
+        params=config,
+        section=config.reflow,
+        data={"pairs": store.digest(), "n": store.n},
+        architecture=about["architecture"],
+        parents={"teacher": digest},
+        forwards=store.n * store.spec.nfe * cost,
+        inherited=about["provenance"]["budget_with_ancestors"],
+    )
+
+
+def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+    config, store = params.load(), PairStore.open(pairs_path(k))
+    images, labels = store.read(0, store.n)
+    y = torch.from_numpy(labels).long() if store.spec.classes else None
+    from_teacher = config.reflow.init == "teacher"
+    weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None
+    return torch.from_numpy(images), y, couplings.seeded(store.spec.seed), weights
+
+
+def run(k: str) -> None:
+    training.run(partial(job, k), partial(load, k), f"flow{k}")
+
+
+if __name__ == "__main__":
+    stage.main(lambda: run(sys.argv[1] if len(sys.argv) > 1 else "2"))

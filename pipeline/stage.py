@@ -1,0 +1,174 @@
+"""What stages share: the work root, identities, staging, locks, progress and curves.
+
+A stage that can be interrupted works in ``<root>/.work/<kind>/<identity>/`` and publishes by a
+rename.  The root is ``DVC_ROOT`` if the current directory lies under it (so ``dvc exp run --temp``
+finds the work of the main tree), else the nearest parent with ``.dvc``.  *Identity* is the digest
+of what determines the content and of nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rfpp_core import files
+from rfpp_core.errors import UserError
+
+TRAINING_ROOMS = (
+    "flow", "precond", "couplings", "timesteps", "losses", "noise", "nets/layers",
+    "nets/small_unet", "loader", "trainer", "ema",
+)  # fmt: skip
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a stage or command: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        run()
+    except UserError as error:
+        print(f"rfpp: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rfpp: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def root() -> Path:
+    """Where ``.work`` is."""
+    here = Path.cwd().resolve()
+    if (given := os.environ.get("DVC_ROOT")) and here.is_relative_to(Path(given).resolve()):
+        return Path(given).resolve()
+    return next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
+
+
+def work() -> Path:
+    """The work directory, made if need be; caches of libraries go there too unless set."""
+    path = root() / ".work"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def library_caches() -> None:
+    """Points the caches of matplotlib and torch hub below ``.work`` unless they are set."""
+    for name, folder in (("MPLCONFIGDIR", "matplotlib"), ("TORCH_HOME", "torch")):
+        os.environ.setdefault(name, str(work() / folder))
+
+
+class Staging:
+    """A locked work directory of one identity; use :func:`staging`."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
+        self.path, self.document = path, document
+
+    @property
+    def adopted(self) -> list[Any]:
+        """What ``rfpp work adopt`` recorded here."""
+        file = self.path / "adopted.json"
+        return list(json.loads(file.read_text())) if file.exists() else []
+
+    def confirm(self, identify: Callable[[], Mapping[str, Any]]) -> None:
+        """Refuses to publish if the identity changed while the stage ran."""
+        before, now = files.digest(self.document), files.digest(identify())
+        if before != now:
+            raise UserError(f"inputs or code changed during the run (identity {before[:16]} is "
+                            f"now {now[:16]}); run it again")  # fmt: skip
+
+
+@contextmanager
+def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
+    """Opens ``.work/<kind>/<identity>`` under an exclusive lock, waiting for a busy one.
+
+    ``document`` is the identity as JSON; it is kept beside the work for people to read.
+    """
+    path = work() / kind / files.digest(document)[:16]
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path / "lock", f"{kind} {path.name}"):
+        text = json.dumps(document, indent=1, sort_keys=True)
+        files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
+        yield Staging(path, document)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Holds an flock, which the kernel frees however its holder dies; waits for a busy one."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            print(f"rfpp: {what} is busy in process {lock.read().strip() or '?'}; waiting for it",
+                  file=sys.stderr, flush=True)  # fmt: skip
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def publish(source: Path, target: Path) -> None:
+    """Links (else copies) a finished file into place by a rename; the source stays."""
+    from rfpp_core.pairs import link
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    part.unlink(missing_ok=True)
+    link(source, part)
+    os.replace(part, target)
+
+
+def code_digests(rooms: Sequence[str] = TRAINING_ROOMS) -> dict[str, str]:
+    """Digest of each room's syntax tree without comments and docstrings."""
+    core = Path(files.__file__).parent
+    return {room: files.digest(_syntax((core / f"{room}.py").read_text()))[:16] for room in rooms}
+
+
+def _syntax(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+class Curve:
+    """A CSV of a training, taken up without duplicate or missing rows."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Opens the curve of a run that stands at ``step``; later rows are dropped."""
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+    def add(self, row: Mapping[str, object]) -> None:
+        self.rows.append({name: str(value) for name, value in row.items()})
+
+    def save(self) -> None:
+        write_csv(self.path, self.rows)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows that share their keys."""
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    files.write_atomic(path, write)
+
+
+def write_json(path: Path, document: Any) -> None:
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    files.write_atomic(path, lambda part: part.write_text(text))
