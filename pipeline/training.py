@@ -42,7 +42,7 @@ class Job:
             del section["steps"]
         del section["log_every"]
         return {
-            "name": self.name.partition("@")[0],
+            "stage": self.kind,
             "training": section,
             "architecture": self.architecture,
             "data": self.data,
@@ -52,8 +52,12 @@ class Job:
         }
 
     @property
+    def kind(self) -> str:
+        return self.name.partition("@")[0]
+
+    @property
     def seed(self) -> int:
-        return subkey(self.params.seed, self.name)
+        return subkey(self.params.seed, self.kind)
 
 
 Load = Callable[[], tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]]
@@ -69,7 +73,7 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
     """
     job = identify()
     steps = job.section.steps
-    with stage.staging(job.name.partition("@")[0], job.identity()) as work:
+    with stage.staging(job.kind, job.identity()) as work:
         model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
         if not model.exists():
             _train(job, load, work, model, curve)
@@ -120,7 +124,7 @@ def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
     section = job.section
     budget = job.forwards + 3 * section.steps * section.batch
     provenance: dict[str, Any] = {
-        "stage": job.name.partition("@")[0],
+        "stage": job.kind,
         "parents": job.parents,
         "data": job.data,
         "seed": job.params.seed,

@@ -89,6 +89,13 @@ class Training(Section):
     times: Times = Times()
     loss: Loss = Loss()
 
+    @model_validator(mode="after")
+    def whole_reports(self) -> Training:
+        if self.steps % self.log_every:
+            raise ValueError(f"steps ({self.steps}) must be a multiple of log_every "
+                             f"({self.log_every})")  # fmt: skip
+        return self
+
 
 class Pretrain(Training):
     """The first flow."""

@@ -1,0 +1,184 @@
+"""One long-lived worker process per device behind one ``.call()``, or a Dask cluster.
+
+A worker pins its device before it imports torch, loads the teacher once, ignores Ctrl-C (its
+parent decides) and leaves when its parent is gone.  It never imports Prefect.  A worker that dies
+or overruns its time is replaced; the call that it broke raises, and the caller may retry.
+
+Environment: ``RFPP_DEVICES`` (comma list, ``cuda:0,cuda:1`` or ``cpu``), ``RFPP_WORKERS`` (CPU
+workers, 1 by default), ``RFPP_DASK`` (address of a Dask scheduler).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from queue import Queue
+from typing import Any, Protocol
+
+from rfpp_core.errors import UserError
+
+
+class WorkerDied(RuntimeError):
+    """A worker was killed or overran its time; its slot has a fresh worker for the next call."""
+
+
+class Closed(RuntimeError):
+    """The pool was closed; no call can be retried."""
+
+
+class Pool(Protocol):
+    """Runs ``module.function(*args)`` on some device; blocks until it is done."""
+
+    size: int
+
+    def call(self, target: str, *args: Any, timeout: float | None = None) -> Any: ...
+
+    def close(self, kill: bool = False) -> None: ...
+
+
+def open_pool() -> Pool:
+    """The pool that the environment asks for."""
+    if address := os.environ.get("RFPP_DASK"):
+        return DaskPool(address)
+    return ProcessPool(devices())
+
+
+def devices() -> list[str]:
+    """Device of each worker: what ``RFPP_DEVICES`` lists, else every CUDA device, else the CPU.
+
+    Raises:
+        UserError: if ``RFPP_WORKERS`` is not a positive number.
+    """
+    if given := os.environ.get("RFPP_DEVICES"):
+        names = [name.strip() for name in given.split(",") if name.strip()]
+    else:
+        import torch
+
+        names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    if names != ["cpu"]:
+        return names
+    workers = os.environ.get("RFPP_WORKERS", "1")
+    if not workers.isdigit() or int(workers) < 1:
+        raise UserError(f"RFPP_WORKERS is '{workers}'; it must be a number of at least 1")
+    return ["cpu"] * int(workers)
+
+
+class ProcessPool:
+    """One spawned process per device, each used by one caller at a time."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names, self.size, self.closed = names, len(names), False
+        threads = max(1, len(os.sched_getaffinity(0)) // names.count("cpu")) if "cpu" in names else 1
+        self.threads = threads
+        self.executors: dict[int, ProcessPoolExecutor] = {}
+        self.free: Queue[int] = Queue()
+        for slot in range(self.size):
+            self.free.put(slot)
+
+    def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:
+        """Runs ``target`` ("package.module:function") in a worker.
+
+        Raises:
+            WorkerDied: if the worker was killed or took longer than ``timeout`` seconds.
+            Closed: if the pool is closed.
+            Exception: whatever the function raises.
+        """
+        slot = self.free.get()
+        try:
+            if self.closed:
+                raise Closed("the worker pool is closed")
+            future: Future[Any] = self._executor(slot).submit(_run, target, args)
+            return future.result(timeout)
+        except (BrokenProcessPool, TimeoutError, RuntimeError) as error:
+            if isinstance(error, Closed) or not _is_pool_failure(error):
+                raise
+            self._kill(slot)
+            if self.closed:
+                raise Closed("the worker pool is closed") from None
+            late = isinstance(error, TimeoutError)
+            why = f"took over {timeout} s and was stopped" if late else "was killed"
+            raise WorkerDied(f"the worker on {self.names[slot]} {why}") from None
+        finally:
+            self.free.put(slot)
+
+    def close(self, kill: bool = False) -> None:
+        """Ends all workers; with ``kill`` at once, else when idle."""
+        self.closed = True
+        for slot in list(self.executors):
+            if kill:
+                self._kill(slot)
+            else:
+                self.executors.pop(slot).shutdown(wait=True)
+
+    def _executor(self, slot: int) -> ProcessPoolExecutor:
+        if slot not in self.executors:
+            self.executors[slot] = ProcessPoolExecutor(
+                1,
+                mp_context=get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(self.names[slot], self.threads, os.getpid()),
+            )
+        return self.executors[slot]
+
+    def _kill(self, slot: int) -> None:
+        executor = self.executors.pop(slot, None)
+        if executor is None:
+            return
+        for process in list((executor._processes or {}).values()):
+            process.kill()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+class DaskPool:
+    """The same calls on a Dask cluster, for more than one machine with a shared file system."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            from distributed import Client
+        except ModuleNotFoundError:
+            raise UserError("RFPP_DASK is set but Dask is not installed; "
+                            "`pip install .[dask]`") from None  # fmt: skip
+        self.client = Client(address)
+        self.size = max(1, sum(self.client.nthreads().values()))
+
+    def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:
+        future = self.client.submit(_run, target, args, pure=False)
+        return future.result(timeout)
+
+    def close(self, kill: bool = False) -> None:
+        self.client.close()
+
+
+def _is_pool_failure(error: BaseException) -> bool:
+    own = isinstance(error, BrokenProcessPool | TimeoutError)
+    return own or "cannot schedule new futures" in str(error)
+
+
+def _start_worker(name: str, threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if name.startswith("cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = name.partition(":")[2] or "0"
+        os.environ["RFPP_DEVICE"] = "cuda"
+    else:
+        os.environ["RFPP_DEVICE"] = name
+        os.environ["RFPP_THREADS"] = str(threads)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _run(target: str, args: tuple[Any, ...]) -> Any:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function(*args)

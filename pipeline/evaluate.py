@@ -1,0 +1,143 @@
+"""Stage ``evaluate``: one flow against the real images.
+
+models/<flow>.safetensors -> metrics/<flow>.json (means, for ``dvc exp show``),
+curves/<flow>.csv (every number with its spread) and samples/<flow>/*.png.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import reference, stage
+from pipeline.prepare import IMAGES
+from rfpp_core import build, data, features, metrics, noise, params, runtime, schedules
+from rfpp_core.errors import UserError
+from rfpp_core.params import Evaluate
+from rfpp_core.sampling import Flow, Recipe, threads_for
+from rfpp_core.solvers import steps_for, trajectory
+
+ROUND_TRIP_NFE = 8
+SHOWN = 64
+
+
+def run(name: str) -> None:
+    config = params.load()
+    section, device = config.evaluate, runtime.device()
+    runtime.exact()
+    net, real = reference.load_net(), np.load(reference.REFERENCE)
+    flow = build.load_flow(f"models/{name}.safetensors", device)
+    train = real["train"]
+    rows, means = [], {}
+    for recipe, seeds in recipes(section):
+        found = []
+        for i in range(seeds):
+            key = noise.subkey(config.seed, f"evaluate {i}")
+            images = data.to_uint8(flow.from_noise_key(key, section.n, recipe, _y(flow, key, section.n)))
+            fake = features.extract(net, images)
+            found.append(reference.distances(train, fake, section.neighbours))
+        rows.append(row_of(recipe, section.n, np.array(found)))
+        means[f"nfe{recipe.nfe}"] = rows[-1]["fd_classifier"]
+    stage.write_csv(Path(f"curves/{name}.csv"), rows)
+    x = data.to_float(torch.from_numpy(data.read(IMAGES, "held_out").images)).to(device)
+    provenance = flow.about["provenance"]
+    stage.write_json(Path(f"metrics/{name}.json"), {
+        "fd_classifier": {
+            "floor": _round(real["floor"][:, 0].mean()),
+            "held_out": _round(real["held_out_row"][:, 0].mean()),
+            **means,
+        },
+        "straightness": _round(straightness(flow, config)),
+        "round_trip": _round(round_trip(flow, x, section.solver)),
+        "images_per_second_nfe1": round(speed(flow, section)),
+        "budget": provenance["budget"],
+        "budget_with_ancestors": provenance["budget_with_ancestors"],
+    })  # fmt: skip
+    pictures(flow, name, config)
+
+
+def recipes(section: Evaluate) -> list[tuple[Recipe, int]]:
+    """Each (sampler, number of sampling seeds) of the table."""
+    few = [(Recipe(section.solver, nfe, times=section.grids.get(str(nfe), ())), section.seeds)
+           for nfe in section.nfe if nfe != section.teacher_nfe]  # fmt: skip
+    return [*few, (Recipe("heun", section.teacher_nfe), section.teacher_seeds)]
+
+
+def row_of(recipe: Recipe, n: int, found: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A line of the curves CSV: means and deviations over sampling seeds."""
+    mean = found.mean(0)
+    spread = found.std(0, ddof=1) if len(found) > 1 else np.full(4, np.nan)
+    row: dict[str, Any] = {"nfe": recipe.nfe, "solver": recipe.solver, "n": n, "seeds": len(found)}
+    for i, name in enumerate(("fd_classifier", "kid", "precision", "recall")):
+        row |= {name: _round(mean[i]), f"{name}_std": _round(spread[i])}
+    return row
+
+
+def straightness(flow: Flow, config: params.Params) -> float:
+    key, n = noise.subkey(config.seed, "straightness"), config.evaluate.straightness_n
+    z = noise.normal(key, torch.arange(n), flow.shape).to(flow.device)
+    y = _y(flow, key, n)
+    return metrics.straightness(flow.field, z, None if y is None else y.to(flow.device))
+
+
+def round_trip(flow: Flow, x: Tensor, solver: str) -> float:
+    """Mean square error of image -> noise -> image at 8 evaluations each way."""
+    solver = "euler" if solver.startswith("anchored") else solver
+    steps, _ = steps_for(solver, ROUND_TRIP_NFE)
+    return metrics.round_trip(flow.field, x, solver, schedules.uniform(steps))
+
+
+def speed(flow: Flow, section: Evaluate) -> float:
+    """Images per second at one evaluation, noise included, on this machine."""
+    flow.from_noise_key(0, section.n, Recipe("euler", 1))
+    start = time.perf_counter()
+    flow.from_noise_key(0, section.n, Recipe("euler", 1))
+    return section.n / (time.perf_counter() - start)
+
+
+def pictures(flow: Flow, name: str, config: params.Params) -> None:
+    """Sample grids per NFE and trajectories as PNG, from the same noise for every flow."""
+    key = noise.subkey(config.seed, "pictures")
+    for recipe, _ in recipes(config.evaluate):
+        images = flow.from_noise_key(key, SHOWN, recipe, _y(flow, key, SHOWN))
+        save_grid(images, Path(f"samples/{name}/nfe{recipe.nfe}.png"), 8)
+    z = noise.normal(key, torch.arange(8), flow.shape).to(flow.device)
+    y = _y(flow, key, 8)
+    y = None if y is None else y.to(flow.device)
+    with torch.inference_mode():
+        states = list(trajectory(flow.field, z, schedules.uniform(10), "euler", "full", y))
+    strip = torch.stack(states, dim=1).flatten(0, 1)
+    save_grid(strip, Path(f"samples/{name}/trajectory.png"), len(states))
+
+
+def save_grid(images: Tensor, path: Path, columns: int, side: int = 32) -> None:
+    """Writes float images (N, C, H, W) in [-1, 1] as one PNG, enlarged to about ``side`` px."""
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    scale = max(1, side // images.shape[-1])
+    big = data.to_uint8(images.cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(big, columns, padding=2, pad_value=128)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+
+
+def _y(flow: Flow, key: int, n: int) -> Tensor | None:
+    return noise.labels(key, torch.arange(n), flow.classes) if flow.classes else None
+
+
+def _round(value: float) -> float | None:
+    """Five significant digits; None (an empty cell) for what was not measured."""
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        stage.main(lambda: (_ for _ in ()).throw(UserError("name one flow, such as flow2")))
+    stage.main(lambda: run(sys.argv[1]))

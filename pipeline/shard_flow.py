@@ -1,0 +1,164 @@
+"""The Prefect flow: one task per shard, with retries, over a pool of workers.
+
+The only file that imports Prefect.  Prefect stays in this process; its server is the one of
+``PREFECT_API_URL`` or a private one that dies with this process.  Resume is the store's business
+(markers), not Prefect's cache.
+
+Environment: ``RFPP_RETRIES`` (3), ``RFPP_RETRY_SECONDS`` (2, doubled each time),
+``RFPP_SHARD_TIMEOUT`` (seconds, none by default).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline import stage
+from pipeline.devices import Closed, Pool
+from rfpp_core.errors import UserError
+
+START_SECONDS = 180.0
+
+
+def make_shards(pool: Pool, store: str, teacher: str, shards: list[int], size: int) -> None:
+    """Makes all the shards; those that succeed are kept whatever becomes of the others.
+
+    Raises:
+        UserError: naming the shards that failed after their retries.
+    """
+    home = stage.work() / "prefect"
+    _settings(home)
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ["PREFECT_API_URL"] = _start_server(home)
+    _flow(pool, store, teacher, shards, size)
+
+
+def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) -> None:
+    from prefect import flow, task, unmapped
+    from prefect.cache_policies import NO_CACHE
+    from prefect.task_runners import ThreadPoolTaskRunner
+    from prefect.tasks import exponential_backoff
+
+    timeout = float(os.environ.get("RFPP_SHARD_TIMEOUT") or 0) or None
+    retries = int(os.environ.get("RFPP_RETRIES", "3"))
+    backoff = exponential_backoff(float(os.environ.get("RFPP_RETRY_SECONDS", "2")))
+    bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
+
+    def worth_another_try(task: Any, run: Any, state: Any) -> bool:
+        return not isinstance(state.result(raise_on_failure=False), Closed | UserError)
+
+    @task(
+        name="shard",
+        task_run_name="shard {shard}",
+        retries=retries,
+        retry_delay_seconds=backoff if retries else None,
+        retry_condition_fn=worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def shard_task(pool: Pool, shard: int) -> int:
+        done: int = pool.call("pipeline.shards:make_shard", store, teacher, shard, timeout=timeout)
+        bar.update(done)
+        return done
+
+    @flow(
+        name="generate",
+        task_runner=ThreadPoolTaskRunner(max_workers=pool.size),  # type: ignore[arg-type]
+        validate_parameters=False,
+    )
+    def generate(pool: Pool, shards: list[int]) -> dict[int, str]:
+        try:
+            futures = shard_task.map(unmapped(pool), shards)
+            states = [future.wait() or future.state for future in futures]
+            return {k: _why(s) for k, s in zip(shards, states, strict=True) if s.is_failed()}
+        except BaseException:
+            pool.close(kill=True)  # the runner's own exit waits for running threads
+            raise
+
+    with bar:
+        failed = generate(pool, shards)
+    if failed:
+        names = ", ".join(map(str, failed))
+        raise UserError(f"shards {names} failed after {retries} retries ({next(iter(failed.values()))}"
+                        f"); the others are kept, run again to retry")  # fmt: skip
+
+
+def _why(state: Any) -> str:
+    error = state.result(raise_on_failure=False)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _settings(home: Path) -> None:
+    """Prefect's settings, each only if unset: quiet, offline, everything below ``.work``."""
+    home.mkdir(parents=True, exist_ok=True)
+    for name, value in {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_COLORS": "false",
+        "PREFECT_CLI_PROMPT": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_server(home: Path) -> str:
+    """Starts a private server and returns its URL; it ends with this process, however that ends.
+
+    An flock guards the start: two servers migrating a fresh home at once kill one of them.  It is
+    stopped at exit and not earlier, because Prefect's log threads drain at interpreter shutdown.
+    """
+    with (home / "server.log").open("ab") as log, stage.locked(home / "start.lock", "Prefect"):
+        port = _free_port()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+             "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
+            env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        atexit.register(_stop, server)
+        _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _wait_healthy(url: str, server: subprocess.Popen[bytes], home: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise UserError(f"Prefect's server did not start; see {home / 'server.log'}, or set "
+                    f"PREFECT_API_URL to a running one")  # fmt: skip
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
