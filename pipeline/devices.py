@@ -75,7 +75,9 @@ class ProcessPool:
 
     def __init__(self, names: list[str]) -> None:
         self.names, self.size, self.closed = names, len(names), False
-        threads = max(1, len(os.sched_getaffinity(0)) // names.count("cpu")) if "cpu" in names else 1
+        threads = (
+            max(1, len(os.sched_getaffinity(0)) // names.count("cpu")) if "cpu" in names else 1
+        )
         self.threads = threads
         self.executors: dict[int, ProcessPoolExecutor] = {}
         self.free: Queue[int] = Queue()

@@ -6,7 +6,6 @@ curves/<flow>.csv (every number with its spread) and samples/<flow>/*.png.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from torch import Tensor
 from pipeline import reference, stage
 from pipeline.prepare import IMAGES
 from rfpp_core import build, data, features, metrics, noise, params, runtime, schedules
-from rfpp_core.errors import UserError
 from rfpp_core.params import Evaluate
-from rfpp_core.sampling import Flow, Recipe, threads_for
+from rfpp_core.sampling import Flow, Recipe
 from rfpp_core.solvers import steps_for, trajectory
 
 ROUND_TRIP_NFE = 8
@@ -39,7 +37,9 @@ def run(name: str) -> None:
         found = []
         for i in range(seeds):
             key = noise.subkey(config.seed, f"evaluate {i}")
-            images = data.to_uint8(flow.from_noise_key(key, section.n, recipe, _y(flow, key, section.n)))
+            images = data.to_uint8(
+                flow.from_noise_key(key, section.n, recipe, _y(flow, key, section.n))
+            )
             fake = features.extract(net, images)
             found.append(reference.distances(train, fake, section.neighbours))
         rows.append(row_of(recipe, section.n, np.array(found)))
@@ -138,6 +138,4 @@ def _round(value: float) -> float | None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        stage.main(lambda: (_ for _ in ()).throw(UserError("name one flow, such as flow2")))
-    stage.main(lambda: run(sys.argv[1]))
+    stage.main(run, "flow")

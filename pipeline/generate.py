@@ -5,9 +5,7 @@ The top level stays light: spawned workers import this module again.
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline import stage
@@ -77,9 +75,7 @@ def run(k: str) -> None:
         PairStore.open(store.path).publish(reflow.pairs_path(k), n)
 
 
-def check_witness(
-    pool: Any, store: Any, teacher: str, shard: int, work: stage.Staging
-) -> None:
+def check_witness(pool: Any, store: Any, teacher: str, shard: int, work: stage.Staging) -> None:
     """Refuses to mix kept shards with images that the code would make otherwise today."""
     share, levels = pool.call("pipeline.shards:witness", str(store.path), teacher, shard)
     other_device = "cuda" in store.marker(shard).get("device", "")
@@ -95,4 +91,4 @@ def check_witness(
 
 
 if __name__ == "__main__":
-    stage.main(lambda: run(sys.argv[1] if len(sys.argv) > 1 else "2"))
+    stage.main(run, "round")

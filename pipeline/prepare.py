@@ -20,7 +20,9 @@ def run() -> None:
     shutil.rmtree(building, ignore_errors=True)
     data.write(building, parts, name=config.dataset.name)
     replace_tree(building, IMAGES)
-    sizes = ", ".join(f"{len(part.labels)} {name.replace('_', '-')}" for name, part in parts.items())
+    sizes = ", ".join(
+        f"{len(part.labels)} {name.replace('_', '-')}" for name, part in parts.items()
+    )
     print(f"{config.dataset.name}: {sizes} images of shape {images.images.shape[1:]}")
 
 

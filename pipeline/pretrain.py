@@ -31,5 +31,9 @@ def load() -> tuple[Tensor, Tensor | None, Coupling, None]:
     return torch.from_numpy(part.images), labels, couplings.independent, None
 
 
+def run() -> None:
+    training.run(job, load, "flow1")
+
+
 if __name__ == "__main__":
-    stage.main(lambda: training.run(job, load, "flow1"))
+    stage.main(run)

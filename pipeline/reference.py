@@ -24,7 +24,11 @@ REFERENCE = Path("data/reference.npz")
 
 def run() -> None:
     config = params.load()
-    about, train, held = data.about(IMAGES), data.read(IMAGES, "train"), data.read(IMAGES, "held_out")
+    about, train, held = (
+        data.about(IMAGES),
+        data.read(IMAGES, "train"),
+        data.read(IMAGES, "held_out"),
+    )
     torch.set_num_threads(1)  # the same net whatever the machine's number of cores
     section = config.features
     net = features.train_classifier(
@@ -71,9 +75,7 @@ def distances(
     return fd, metrics.kid(scale(fake), scale(train)), *pr
 
 
-def resample(
-    rows: NDArray[np.float64], n: int, seed: int, purpose: str
-) -> NDArray[np.float64]:
+def resample(rows: NDArray[np.float64], n: int, seed: int, purpose: str) -> NDArray[np.float64]:
     """A bootstrap sample of n rows."""
     pick = uniform(subkey(seed, purpose), torch.arange(n)) * len(rows)
     chosen: NDArray[np.float64] = rows[pick.long().numpy()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import stage, training
-from rfpp_core import build, checkpoint, couplings, params
+from rfpp_core import checkpoint, couplings, params
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
@@ -68,4 +67,4 @@ def run(k: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(lambda: run(sys.argv[1] if len(sys.argv) > 1 else "2"))
+    stage.main(run, "round")

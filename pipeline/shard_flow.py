@@ -45,7 +45,7 @@ def make_shards(pool: Pool, store: str, teacher: str, shards: list[int], size: i
 
 
 def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) -> None:
-    from prefect import flow, task, unmapped
+    from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.tasks import exponential_backoff
@@ -67,8 +67,14 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    def shard_task(pool: Pool, shard: int) -> int:
-        done: int = pool.call("pipeline.shards:make_shard", store, teacher, shard, timeout=timeout)
+    def shard_task(shard: int) -> int:
+        try:
+            done: int = pool.call(
+                "pipeline.shards:make_shard", store, teacher, shard, timeout=timeout
+            )
+        except Exception as error:
+            bar.write(f"shard {shard} failed: {_line(error)}", file=sys.stderr)
+            raise
         bar.update(done)
         return done
 
@@ -77,25 +83,28 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
         task_runner=ThreadPoolTaskRunner(max_workers=pool.size),  # type: ignore[arg-type]
         validate_parameters=False,
     )
-    def generate(pool: Pool, shards: list[int]) -> dict[int, str]:
+    def generate(shards: list[int]) -> dict[int, str]:
         try:
-            futures = shard_task.map(unmapped(pool), shards)
+            futures = shard_task.map(shards)
             states = [future.wait() or future.state for future in futures]
-            return {k: _why(s) for k, s in zip(shards, states, strict=True) if s.is_failed()}
+            return {
+                k: _line(s.result(raise_on_failure=False))
+                for k, s in zip(shards, states, strict=True)
+                if not s.is_completed()
+            }
         except BaseException:
             pool.close(kill=True)  # the runner's own exit waits for running threads
             raise
 
     with bar:
-        failed = generate(pool, shards)
+        failed = generate(shards)
     if failed:
         names = ", ".join(map(str, failed))
         raise UserError(f"shards {names} failed after {retries} retries ({next(iter(failed.values()))}"
                         f"); the others are kept, run again to retry")  # fmt: skip
 
 
-def _why(state: Any) -> str:
-    error = state.result(raise_on_failure=False)
+def _line(error: object) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
@@ -107,6 +116,7 @@ def _settings(home: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",  # we say it in a line
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_CLI_PROMPT": "false",
     }.items():

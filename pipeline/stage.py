@@ -28,10 +28,12 @@ TRAINING_ROOMS = (
 )  # fmt: skip
 
 
-def main(run: Callable[[], None]) -> None:
-    """Runs a stage or command: a user's mistake is one line on stderr and exit code 2."""
+def main(run: Callable[..., None], *names: str) -> None:
+    """Runs a stage with the arguments named; a user's mistake is one line and exit code 2."""
     try:
-        run()
+        if len(sys.argv) != 1 + len(names):
+            raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
+        run(*sys.argv[1:])
     except UserError as error:
         print(f"rfpp: {error}", file=sys.stderr)
         sys.exit(2)
@@ -75,10 +77,10 @@ class Staging:
 
     def confirm(self, identify: Callable[[], Mapping[str, Any]]) -> None:
         """Refuses to publish if the identity changed while the stage ran."""
-        before, now = files.digest(self.document), files.digest(identify())
+        before, now = name_of(self.document), name_of(identify())
         if before != now:
-            raise UserError(f"inputs or code changed during the run (identity {before[:16]} is "
-                            f"now {now[:16]}); run it again")  # fmt: skip
+            raise UserError(f"inputs or code changed during the run (identity {before} is now "
+                            f"{now}); run it again")  # fmt: skip
 
 
 @contextmanager
@@ -87,12 +89,17 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
 
     ``document`` is the identity as JSON; it is kept beside the work for people to read.
     """
-    path = work() / kind / files.digest(document)[:16]
+    path = work() / kind / name_of(document)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / "lock", f"{kind} {path.name}"):
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
         yield Staging(path, document)
+
+
+def name_of(document: Mapping[str, Any]) -> str:
+    """Directory name of an identity."""
+    return files.digest(document)[:16]
 
 
 @contextmanager

@@ -107,9 +107,7 @@ def loss(params: Training, coupling: Coupling) -> LossFunction:
     """Flow matching on a coupling: distance of ``net(x_t, t, y)`` to ``z - x``."""
     law, metric = time_law(params.times), distance(params.loss)
 
-    def flow_matching(
-        net: nn.Module, batch: Batch, step: int, draws: Draws
-    ) -> dict[str, Tensor]:
+    def flow_matching(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
         x, z, y = coupling(batch.x, batch.index, batch.y, draws)
         t = law(draws.uniform("t")).to(x.dtype)
         if y is not None and params.label_dropout:

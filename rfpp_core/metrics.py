@@ -101,7 +101,9 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None) -> float:
 
 
 @torch.inference_mode()
-def round_trip(field: Field, x: Tensor, solver: str, grid: Tensor, y: Tensor | None = None) -> float:
+def round_trip(
+    field: Field, x: Tensor, solver: str, grid: Tensor, y: Tensor | None = None
+) -> float:
     """Mean square error of image -> noise -> image, ``grid`` down and reversed up."""
     z = solve(field, x, grid.flip(0), solver, "full", y).x
     back = solve(field, z, grid, solver, "full", y).x

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from rfpp_core.flow import like
 
-T_MIN = 1e-5  # c_noise is the only term that needs t inside (0, 1); RF++ trains on [1e-5, 1 - 1e-5]
+T_MIN = (
+    1e-5  # c_noise is the only term that needs t inside (0, 1); RF++ trains on [1e-5, 1 - 1e-5]
+)
 
 
 class Conditioned(nn.Module):

@@ -18,6 +18,8 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from rfpp_core.errors import UserError
 
+zarr.config.set({"array.write_empty_chunks": True})  # of the process: no file records it
+
 
 def create_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, chunk: int, shard: int | None
@@ -32,7 +34,6 @@ def create_array(
         shards=None if shard is None else (shard, *shape[1:]),
         compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()],
         fill_value=-1 if dtype == "int16" else 0,
-        config={"write_empty_chunks": True},
     )
 
 

@@ -1,0 +1,190 @@
+"""``rfpp``: presets, sampling, pair stores and staged work from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import stage
+from rfpp_core.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="From a set of images to a one-step generator.")  # fmt: skip
+pairs_app = typer.Typer(no_args_is_help=True, help="Check and digest pair stores.")
+work_app = typer.Typer(no_args_is_help=True, help="List, adopt and remove staged work (.work/).")
+app.add_typer(pairs_app, name="pairs")
+app.add_typer(work_app, name="work")
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+@app.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
+    out: Annotated[Path, typer.Option(help="where to put it")] = Path("params.yaml"),
+) -> None:
+    """Puts a complete params file in place; an edited one is kept as params.yaml.bak."""
+    from rfpp_core import params
+
+    there = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in there:
+        raise UserError(f"there is no preset '{name}' (presets: {', '.join(there)})")
+    source = PRESETS / f"{name}.yaml"
+    params.load(source)
+    known = {path.read_bytes() for path in PRESETS.glob("*.yaml")}
+    if out.exists() and out.read_bytes() not in known:
+        shutil.copy(out, f"{out}.bak")
+        print(f"your {out} is kept as {out}.bak")
+    shutil.copy(source, out)
+    print(f"{out} is now preset {name}; `dvc repro` runs it")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Option(help="model file")] = Path("models/flow2.safetensors"),
+    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
+    n: Annotated[int, typer.Option(help="how many images")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    label: Annotated[int | None, typer.Option(help="class, for a conditional flow")] = None,
+    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
+    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun")] = None,
+    out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
+) -> None:
+    """Draws images from one model file."""
+    import numpy as np
+
+    from pipeline.evaluate import save_grid
+    from rfpp_core import build, runtime
+    from rfpp_core.data import to_uint8
+    from rfpp_core.sampling import Recipe
+
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"{out} must end in .png or .npz")
+    flow = build.load_flow(model, runtime.device())
+    solver = solver or ("euler" if nfe <= 8 else "heun")
+    labels = None if label is None else [label]
+    recipe = Recipe(solver, nfe, guidance=guidance)
+    images = flow.sample(n, nfe, seed, labels, recipe)
+    if out.suffix == ".png":
+        save_grid(images, out, columns=max(1, round(n**0.5)))
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, images=to_uint8(images).numpy())
+    print(f"{n} images at {nfe} NFE from {model} -> {out}")
+
+
+@pairs_app.command("verify")
+def pairs_verify(path: Path) -> None:
+    """Reads everything and checks digests, noise witness, distinct noise of unit variance."""
+    from rfpp_core.pairs import PairStore
+
+    store = PairStore.open(path)
+    if wrong := store.verify():
+        raise UserError(f"{path}: {'; '.join(wrong)}")
+    print(f"{path}: {store.n} pairs in {store.shards} shards, all right")
+
+
+@pairs_app.command("digest")
+def pairs_digest(path: Path) -> None:
+    """Digest of the decoded content, the same whoever made the shards in whatever order."""
+    from rfpp_core.pairs import PairStore
+
+    print(PairStore.open(path).digest())
+
+
+@work_app.command("list")
+def work_list() -> None:
+    """Shows staged work: name, size, state, and what it was made from."""
+    for path in _staged():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        document = json.loads((path / "identity.json").read_text())
+        print(f"{path.parent.name}/{path.name}  {size / 1e6:8.1f} MB  {_state(path, document)}")
+
+
+@work_app.command("adopt")
+def work_adopt(
+    name: Annotated[str, typer.Argument(help="as `rfpp work list` shows it")],
+    why: Annotated[str, typer.Option(help="goes into the provenance")] = "code changed harmlessly",
+) -> None:
+    """Reuses work although the code changed; recorded in the provenance of what comes of it."""
+    path = _find(name)
+    document = json.loads((path / "identity.json").read_text())
+    note: dict[str, Any] = {"why": why}
+    target = path
+    if "code" in document:
+        now = stage.code_digests(list(document["code"]))
+        note["rooms"] = sorted(r for r in now if now[r] != document["code"][r])
+        if not note["rooms"]:
+            raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
+        document["code"] = now
+        target = path.parent / stage.name_of(document)
+        if target.exists():
+            raise UserError(f"there is newer work at {target.parent.name}/{target.name}; "
+                            f"`rfpp work clean` it first")  # fmt: skip
+    with stage.locked(path / "lock", name):
+        _adopt(path, document, note)
+        if target != path:
+            path.rename(target)
+    print(f"adopted as {target.parent.name}/{target.name}; `dvc repro` goes on from it")
+
+
+def _adopt(path: Path, document: dict[str, Any], note: dict[str, Any]) -> None:
+    """Records the adoption; finished models are dropped, to be written with the record."""
+    file = path / "adopted.json"
+    notes = json.loads(file.read_text()) if file.exists() else []
+    stage.write_json(file, [*notes, note])
+    stage.write_json(path / "identity.json", document)
+    for model in path.glob("flow-*.safetensors"):
+        model.unlink()
+
+
+@work_app.command("clean")
+def work_clean(
+    name: Annotated[str | None, typer.Argument(help="one entry; all without a name")] = None,
+) -> None:
+    """Removes staged work; results that DVC tracks are not touched."""
+    for path in [_find(name)] if name else _staged():
+        with stage.locked(path / "lock", path.name):
+            shutil.rmtree(path)
+        print(f"removed {path.parent.name}/{path.name}")
+
+
+def _staged() -> list[Path]:
+    return sorted(path.parent for path in stage.work().glob("*/*/identity.json"))
+
+
+def _find(name: str) -> Path:
+    found = [path for path in _staged() if name in (f"{path.parent.name}/{path.name}", path.name)]
+    if len(found) != 1:
+        raise UserError(f"there is no staged work '{name}'; `rfpp work list` shows what there is")
+    return found[0]
+
+
+def _state(path: Path, document: dict[str, Any]) -> str:
+    if "shard" in document:
+        shards = len(list((path / "pairs.zarr" / "commits").glob("[0-9]*.json")))
+        return f"{shards} shards ({shards * document['shard']} pairs)"
+    done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
+    states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
+    finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
+    code = stage.code_digests(list(document.get("code", {})))
+    stale = "" if code == document.get("code", {}) else " (made by other code)"
+    return f"{finished}state at step {states[-1] if states else 0}{stale}"
+
+
+def entry() -> None:
+    """The ``rfpp`` command: user errors are one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"rfpp: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    entry()
