@@ -147,7 +147,7 @@ class DaskPool:
         except ModuleNotFoundError:
             raise UserError("RFPP_DASK is set but Dask is not installed; "
                             "`pip install .[dask]`") from None  # fmt: skip
-        self.client = Client(address)
+        self.client: Any = Client(address)  # type: ignore[no-untyped-call]
         self.size = max(1, sum(self.client.nthreads().values()))
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:

@@ -48,7 +48,7 @@ def run() -> None:
     real = {name: features.extract(net, torch.from_numpy(part.images))
             for name, part in (("train", train), ("held_out", held))}  # fmt: skip
     buffer = io.BytesIO()
-    np.savez(buffer, **real, **_real_rows(real, config))
+    np.savez(buffer, **real, **_real_rows(real, config))  # type: ignore[arg-type]
     files.write_atomic(REFERENCE, lambda part: part.write_bytes(buffer.getvalue()))
 
 

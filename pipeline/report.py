@@ -108,7 +108,8 @@ def _table(curves: dict[str, list[Row]], metrics: dict[str, Any]) -> str:
     return (
         _html_table(head, body)
         + (
-            "<p class=note>± is the deviation over sampling seeds. KID is on standardised features. "
+            "<p class=note>± is the deviation over sampling seeds. KID is on features "
+            "standardised by the training set. Heun spends 2N - 1 evaluations on N steps."
         )
         + "</p>"
     )

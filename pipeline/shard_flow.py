@@ -99,9 +99,9 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
     with bar:
         failed = generate(shards)
     if failed:
-        names = ", ".join(map(str, failed))
-        raise UserError(f"shards {names} failed after {retries} retries ({next(iter(failed.values()))}"
-                        f"); the others are kept, run again to retry")  # fmt: skip
+        names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
+        raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
+                        f"are kept, run again to retry")  # fmt: skip
 
 
 def _line(error: object) -> str:

@@ -108,7 +108,7 @@ def loss(params: Training, coupling: Coupling) -> LossFunction:
     law, metric = time_law(params.times), distance(params.loss)
 
     def flow_matching(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
-        x, z, y = coupling(batch.x, batch.index, batch.y, draws)
+        x, z, y = coupling(batch.x, batch.position, batch.y, draws)
         t = law(draws.uniform("t")).to(x.dtype)
         if y is not None and params.label_dropout:
             nobody = draws.uniform("label dropout") < params.label_dropout

@@ -21,12 +21,12 @@ class Coupled(NamedTuple):
 
 
 class Coupling(Protocol):
-    """Pairs noise with images; ``index`` (B,) int64 are the images' positions in their set."""
+    """Pairs noise with images; ``position`` (B,) int64 is where the images stand in their set."""
 
-    def __call__(self, x: Tensor, index: Tensor, y: Tensor | None, draws: Draws) -> Coupled: ...
+    def __call__(self, x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled: ...
 
 
-def independent(x: Tensor, index: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
+def independent(x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
     """Fresh noise at every step: the coupling of a first flow."""
     return Coupled(x, draws.normal("coupling", tuple(x.shape[1:])), y)
 
@@ -34,7 +34,7 @@ def independent(x: Tensor, index: Tensor, y: Tensor | None, draws: Draws) -> Cou
 def seeded(seed: int) -> Coupling:
     """The pairs of a store: noise i is a function of (seed, i), the same that made image i."""
 
-    def pair(x: Tensor, index: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
-        return Coupled(x, normal(seed, index, tuple(x.shape[1:])), y)
+    def pair(x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
+        return Coupled(x, normal(seed, position, tuple(x.shape[1:])), y)
 
     return pair

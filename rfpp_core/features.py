@@ -78,7 +78,7 @@ def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
 @torch.inference_mode()
 def extract(net: Classifier, images: Tensor) -> NDArray[np.float64]:
     """Features float64 (N, 64) of uint8 images (N, C, H, W)."""
-    parts = [net.features(to_float(part)) for part in images.split(1000)]
+    parts = [net.features(to_float(part)) for part in torch.split(images, 1000)]
     return torch.cat(parts).double().numpy()
 
 

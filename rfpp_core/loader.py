@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """Images float32 (B, C, H, W) in [-1, 1], their positions (B,), labels (B,) or None."""
 
     x: Tensor
-    index: Tensor
+    position: Tensor
     y: Tensor | None
 
 

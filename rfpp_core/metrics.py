@@ -8,6 +8,7 @@ with Inception features.  The Frechet distance is computed in float64 from eigen
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +82,8 @@ def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> tup
 def _share_inside(manifold: Features, points: Features, k: int) -> float:
     m, p = torch.from_numpy(manifold), torch.from_numpy(points)
     radius = torch.cat([torch.cdist(rows, m).kthvalue(k + 1, dim=1).values
-                        for rows in m.split(1024)])  # fmt: skip
-    inside = [(torch.cdist(rows, m) <= radius).any(1) for rows in p.split(1024)]
+                        for rows in torch.split(m, 1024)])  # fmt: skip
+    inside = [(torch.cdist(rows, m) <= radius).any(1) for rows in torch.split(p, 1024)]
     return float(torch.cat(inside).double().mean())
 
 
@@ -96,7 +97,7 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None) -> float:
     grid = torch.linspace(1, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
     states = list(trajectory(field, z, grid, "euler", "full", y))
     chord = states[0] - states[-1]
-    velocities = [(a - b) * STRAIGHTNESS_STEPS for a, b in zip(states, states[1:], strict=False)]
+    velocities = [(a - b) * STRAIGHTNESS_STEPS for a, b in pairwise(states)]
     return math.fsum(float((v - chord).square().mean()) for v in velocities) / len(velocities)
 
 

@@ -129,7 +129,7 @@ class Draws:
     batch: int
     start: int = 0
     stop: int | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
 
     @property
     def index(self) -> Tensor:

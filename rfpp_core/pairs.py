@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from rfpp_core import files, noise
@@ -122,10 +123,9 @@ class PairStore:
                 makes of its seed (which would silently turn pairs into independent couples).
         """
         group = open_group(path, "dvc repro")
-        raw = group.attrs.asdict().get("rfpp")
         try:
-            spec = PairSpec(**{**raw, "shape": tuple(raw["shape"])})  # type: ignore[dict-item]
-        except (TypeError, KeyError):
+            spec = TypeAdapter(PairSpec).validate_python(group.attrs.asdict().get("rfpp"))
+        except ValidationError:
             raise UserError(f"{path} is not a pair store of this version") from None
         if spec.noise != noise.SCHEME or spec.noise_kind != "seeded" or spec.format != FORMAT:
             raise UserError(f"{path} uses noise '{spec.noise}' ({spec.noise_kind}), format "
@@ -221,8 +221,8 @@ class PairStore:
         try:
             return self._images[start:stop], labels[start:stop]
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged ({error}); "
-                            f"`rfpp pairs verify {self.path}` names the shard") from None  # fmt: skip
+            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged "
+                            f"({error}); `rfpp pairs verify` names the shard") from None  # fmt: skip
 
     def each_shard(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int16]]]:
         """Yields (shard, images, labels) of every shard in order; one shard in memory."""

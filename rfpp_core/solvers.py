@@ -16,6 +16,7 @@ Cost is counted in network evaluations (NFE) by wrapping the field, never derive
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ def rk2(delta: float = 1.0) -> Step:
 
 
 def anchored(z: Tensor, heun: bool = False) -> Step:
-    """RF++'s update from the initial noise z; with ``heun`` x_hat takes the mean of two velocities.
+    """RF++'s update from the initial noise z; with ``heun`` x_hat uses the mean velocity.
 
     It equals Euler's for the first two steps from t = 1 and has no inverse.
     """
@@ -103,7 +104,7 @@ def trajectory(
     step, final = steps_of(solver, x)
     times = grid.to(device=x.device, dtype=torch.float64)
     yield x
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         rule = final if last == "euler" and i == len(times) - 2 else step
         x = rule(field, x, t, s, y)
         yield x
@@ -119,9 +120,8 @@ def solve(
 ) -> Solution:
     """The last state of :func:`trajectory` (same arguments) with the evaluations it took."""
     counted = Counted(field)
-    for x in trajectory(counted, x, grid, solver, last, y):
-        pass
-    return Solution(x, counted.calls)
+    *_, end = trajectory(counted, x, grid, solver, last, y)
+    return Solution(end, counted.calls)
 
 
 def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:

@@ -111,9 +111,14 @@ class TrainState:
         self.net.load_state_dict(_under("net.", tensors))
         self.average.load_state_dict(_under("ema.", tensors))
         slots: dict[int, dict[str, Tensor]] = {}
+        params = list(self.net.parameters())
         for name, t in _under("optimizer.", tensors).items():
             i, slot = name.split(".")
-            slots.setdefault(int(i), {})[slot] = t
+            # fused Adam walks memory: its moments must have the layout of their parameter
+            same = t.shape == params[int(i)].shape
+            slots.setdefault(int(i), {})[slot] = (
+                torch.empty_like(params[int(i)]).copy_(t) if same else t
+            )
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         if about["scaler"]:
@@ -138,7 +143,7 @@ def train(
     Raises:
         NonFiniteLoss: at a report, before it is yielded.
     """
-    net = torch.compile(state.net) if config.compile else state.net
+    net: nn.Module = torch.compile(state.net) if config.compile else state.net  # type: ignore[assignment]
     params, averages = list(state.net.parameters()), list(state.average.parameters())
     dtype = PRECISIONS.get(config.precision)
     seen = 0

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class Fourier(nn.Module):
-    """Features ``[cos, sin](2 pi 2^k c)`` of a scalar, k spread over ``octaves``: (B,) -> (B, n)."""
+    """Features ``[cos, sin](2 pi 2^k c)``, k spread over ``octaves``: (B,) -> (B, n)."""
 
     def __init__(self, n: int, octaves: tuple[float, float] = (-3.0, 4.0)) -> None:
         super().__init__()
@@ -38,7 +38,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # (B, heads, HW, C / heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(out.transpose(-1, -2).reshape(b, c, h, w))
+        mixed: Tensor = self.proj(out.transpose(-1, -2).reshape(b, c, h, w))
+        return x + mixed
 
 
 def norm(channels: int) -> nn.GroupNorm:

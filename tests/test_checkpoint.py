@@ -1,0 +1,76 @@
+import torch
+
+import pytest
+from rfpp_core import build, checkpoint, load_flow
+from rfpp_core.errors import UserError
+from tests.conftest import save_tiny, tiny_arch
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    a, b = save_tiny(tmp_path / "a.safetensors"), save_tiny(tmp_path / "b.safetensors")
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_one_file_is_enough_to_sample(tmp_path):
+    flow = load_flow(save_tiny(tmp_path / "a.safetensors"))
+    assert flow.sample(n=3, nfe=2).shape == (3, 1, 8, 8)
+    assert not any(p.requires_grad for p in flow.field.parameters())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing; `dvc repro` makes it"),
+        (b"", "not a readable safetensors file"),
+        (b"\x80\x04\x95pickle", "not a readable safetensors file"),
+        (b"\xff" * 200, "not a readable safetensors file"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_flow(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = save_tiny(tmp_path / "model.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a readable"):
+        load_flow(path)
+
+
+def test_wrong_shapes_are_listed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = build.field(tiny_arch()).state_dict()
+    tensors["net.stem.weight"] = torch.zeros(4, 4)
+    tensors["net.extra"] = torch.zeros(1)
+    del tensors["net.stem.bias"]
+    checkpoint.save(path, tensors, {"architecture": tiny_arch()})
+    with pytest.raises(UserError) as error:
+        load_flow(path)
+    for part in ("stem.weight is (4, 4), not (8, 1, 3, 3)", "stem.bias missing", "extra unknown"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("about", [{}, {"architecture": {"arch": "other", "shape": [1, 8, 8]}}])
+def test_foreign_metadata_is_refused(tmp_path, about):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, {"x": torch.zeros(1)}, about)
+    with pytest.raises(UserError):
+        load_flow(path)
+
+
+def test_states_keep_the_newest_and_skip_damage(tmp_path):
+    for step in (10, 20, 30):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
+        "state-000000020.safetensors", "state-000000030.safetensors",
+    ]  # fmt: skip
+    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
+    assert checkpoint.load_state(tmp_path, 29).about["step"] == 20
+    assert checkpoint.load_state(tmp_path, 19) is None
+    newest = tmp_path / "state-000000030.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert checkpoint.load_state(tmp_path, 100).about["step"] == 20

@@ -1,0 +1,58 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rfpp_core import losses, timesteps
+
+U = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+
+
+def test_u_shape_has_the_density_of_the_method():
+    t = timesteps.u_shape(U, 4.0).numpy()
+
+    def cdf(t):
+        return 0.5 + np.sinh(4 * (t - 0.5)) / (2 * math.sinh(2))
+
+    assert stats.kstest(t, cdf).statistic < 1e-4
+    density = np.histogram(t, bins=1000, range=(0, 1), density=True)[0]
+    assert density[0] == pytest.approx(2.0746, rel=0.01)  # a cosh(a / 2) / (2 sinh(a / 2))
+    assert density[500] == pytest.approx(0.5514, rel=0.01)
+    assert float(((t < 0.1) | (t > 0.9)).mean()) == pytest.approx(0.345, abs=1e-3)
+
+
+def test_other_laws():
+    t = timesteps.logit_normal(U, 0.3, 1.2).numpy()
+    assert stats.kstest(np.log(t / (1 - t)), stats.norm(0.3, 1.2).cdf).statistic < 1e-4
+    assert torch.equal(timesteps.uniform(U), U)
+    assert torch.equal(timesteps.fixed(U, 1.0), torch.ones_like(U))
+    inside = timesteps.inside(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert inside.tolist() == pytest.approx([1e-5, 1 - 1e-5], abs=1e-15)
+
+
+def test_u_shape_tends_to_uniform():
+    torch.testing.assert_close(timesteps.u_shape(U, 1e-4), U, rtol=0, atol=1e-8)
+
+
+def test_losses():
+    v, target = torch.randn(4, 3, 32, 32).double(), torch.randn(4, 3, 32, 32).double()
+    d = 3072
+    square = ((v - target) ** 2).sum((1, 2, 3))
+    torch.testing.assert_close(losses.l2(v, target), square / d)
+    c = 1.65888  # the published constant at 32x32
+    expected = (torch.sqrt(square + c**2) - c) / d
+    torch.testing.assert_close(losses.pseudo_huber(v, target), expected)
+
+
+def test_pseudo_huber_example_of_the_reference():
+    """Per-value rms error 0.1 at d = 3072 gives about 0.0013."""
+    zero = torch.zeros(1, 3, 32, 32)
+    assert float(losses.pseudo_huber(zero + 0.1, zero)) == pytest.approx(0.00134, abs=5e-5)
+
+
+def test_pseudo_huber_has_finite_gradients_at_no_error():
+    v = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    losses.pseudo_huber(v, torch.zeros(1, 1, 8, 8)).sum().backward()
+    assert torch.equal(v.grad, torch.zeros_like(v))
