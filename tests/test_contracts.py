@@ -1,0 +1,101 @@
+"""dvc.yaml against the import graph: a change that matters reruns a stage, others do not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+# Rooms that a stage imports but whose change must not run it again: they carry params, errors and
+# files, or belong to other stages; trainings and pairs find their finished work by identity.
+PLUMBING = {
+    "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
+    "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
+    "pipeline/__init__.py", "pipeline/stage.py", "pipeline/training.py", "pipeline/devices.py",
+    "pipeline/shards.py", "pipeline/shard_flow.py", "pipeline/pretrain.py",
+    "pipeline/generate.py", "pipeline/reflow.py",
+}  # fmt: skip
+SAMPLES = {"rfpp_core/sampling.py", "rfpp_core/solvers.py", "rfpp_core/schedules.py"}
+TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py",
+          "rfpp_core/timesteps.py", "rfpp_core/trainer.py", "rfpp_core/ema.py"}  # fmt: skip
+STORES = {"rfpp_core/pairs.py", "rfpp_core/zarr_io.py"}
+NETS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
+NOT_FOR = {
+    "prepare": NETS | SAMPLES | TRAINS | {"rfpp_core/pairs.py"},
+    "reference": NETS | SAMPLES | TRAINS - {"rfpp_core/loader.py"} | STORES
+    | {"pipeline/prepare.py"},
+    "pretrain": SAMPLES | STORES | {"pipeline/prepare.py"},
+    "generate": TRAINS | {"pipeline/prepare.py"},
+    "reflow": SAMPLES | {"pipeline/prepare.py", "rfpp_core/zarr_io.py"},
+    "evaluate": TRAINS | STORES | {"pipeline/prepare.py"},
+    "evaluate-flow1": TRAINS | STORES | {"pipeline/prepare.py"},
+    "report": NETS | SAMPLES | TRAINS - {"rfpp_core/timesteps.py"} | STORES
+    | {"rfpp_core/noise.py", "rfpp_core/data.py"},
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[Path]:
+    """Project files that a file imports, at the top or inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        else:
+            continue
+        for name in names:
+            base = ROOT / name.replace(".", "/")
+            for file in (base.with_suffix(".py"), base / "__init__.py"):
+                if name.startswith(("rfpp_core", "pipeline")) and file.exists():
+                    found.add(file)
+    return found
+
+
+def closure(module: Path) -> set[str]:
+    seen, queue = set(), [module]
+    while queue:
+        path = queue.pop()
+        if path not in seen:
+            seen.add(path)
+            queue += imports(path)
+    names = {str(path.relative_to(ROOT)) for path in seen}
+    return {"rfpp_core/nets" if name.startswith("rfpp_core/nets/") else name for name in names}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_deps_are_the_rooms_a_stage_really_uses(name):
+    stage = STAGES[name].get("do", STAGES[name])
+    module = stage["cmd"].split()[2]
+    deps = {dep for dep in stage["deps"] if dep.startswith(("rfpp_core", "pipeline"))}
+    used = closure(ROOT / (module.replace(".", "/") + ".py"))
+    assert deps == used - PLUMBING - NOT_FOR[name]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_deps_exist_and_results_are_ignored_by_git(name):
+    stage = STAGES[name].get("do", STAGES[name])
+    for dep in stage["deps"]:
+        if dep.startswith(("rfpp_core", "pipeline")):
+            assert (ROOT / dep).exists()
+    ignored = (ROOT / ".gitignore").read_text()
+    for out in stage["outs"]:
+        assert f"/{out.split('/')[0]}/" in ignored
+
+
+def test_no_stage_persists_its_outs():
+    assert "persist" not in (ROOT / "dvc.yaml").read_text()
+
+
+def test_params_of_stages_are_sections_of_the_schema():
+    from rfpp_core.params import Params
+
+    for stage in STAGES.values():
+        for section in stage.get("do", stage)["params"]:
+            assert section.split(".")[0] in Params.model_fields
