@@ -1,0 +1,101 @@
+"""The worker pool: pinned devices, workers that die or hang, parents that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import devices
+from pipeline.devices import Closed, ProcessPool, WorkerDied
+from rfpp_core.errors import UserError
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_by_environment(monkeypatch):
+    assert devices.devices() == ["cpu"]
+    monkeypatch.setenv("RFPP_WORKERS", "3")
+    assert devices.devices() == ["cpu"] * 3
+    monkeypatch.setenv("RFPP_DEVICES", "cuda:0, cuda:1")
+    assert devices.devices() == ["cuda:0", "cuda:1"]
+    monkeypatch.delenv("RFPP_DEVICES")
+    for wrong in ("0", "-1", "two"):
+        monkeypatch.setenv("RFPP_WORKERS", wrong)
+        with pytest.raises(UserError, match="RFPP_WORKERS"):
+            devices.devices()
+
+
+@pytest.fixture
+def pool():
+    pool = ProcessPool(["cpu"])
+    yield pool
+    pool.close(kill=True)
+
+
+def test_a_worker_stays_and_replaces_itself(pool):
+    pid = pool.call("os:getpid")
+    assert pool.call("os:getpid") == pid != os.getpid()
+    with pytest.raises(ZeroDivisionError):
+        pool.call("operator:truediv", 1, 0)
+    assert pool.call("os:getpid") == pid  # an exception is not a death
+    with pytest.raises(WorkerDied, match="killed"):
+        pool.call("os:kill", pid, signal.SIGKILL)
+    assert pool.call("os:getpid") != pid
+    with pytest.raises(WorkerDied, match=r"took over 0.5 s"):
+        pool.call("time:sleep", 30, timeout=0.5)
+    assert pool.call("operator:add", 1, 2) == 3
+    pool.close(kill=True)
+    with pytest.raises(Closed):
+        pool.call("os:getpid")
+
+
+def test_a_worker_never_imports_prefect_and_ignores_ctrl_c(pool):
+    modules = pool.call("builtins:eval", "'prefect' in __import__('sys').modules")
+    assert modules is False
+    pid = pool.call("os:getpid")
+    os.kill(pid, signal.SIGINT)
+    assert pool.call("os:getpid") == pid
+
+
+def test_devices_are_pinned_before_torch():
+    pool = ProcessPool(["cuda:3"])
+    try:
+        assert pool.call("os:getenv", "CUDA_VISIBLE_DEVICES") == "3"
+    finally:
+        pool.close(kill=True)
+
+
+def test_workers_leave_with_their_parent():
+    code = (
+        "from pipeline.devices import ProcessPool; import time\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(['cpu']); print(pool.call('os:getpid'), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    script = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    worker = int(script.stdout.readline())
+    assert alive(worker)
+    script.kill()
+    script.wait()
+    deadline = time.monotonic() + 20
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def test_the_entry_of_generate_is_light():
+    """Spawned workers import it again before their device is pinned."""
+    code = "import sys, pipeline.generate; print({'torch', 'prefect'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

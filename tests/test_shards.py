@@ -1,0 +1,92 @@
+"""Generation: the same pairs whoever makes them; other code is caught before it mixes in."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import generate, shards, stage
+from rfpp_core import load_flow
+from rfpp_core.data import to_uint8
+from rfpp_core.errors import UserError
+from rfpp_core.pairs import PairStore
+from rfpp_core.solvers import solve
+from tests.conftest import save_tiny, spec_for
+
+
+class HerePool:
+    """Runs calls in this process."""
+
+    size = 1
+
+    def call(self, target, *args, timeout=None):
+        return getattr(shards, target.partition(":")[2])(*args)
+
+
+def make(path, teacher, order, n=60, **changes):
+    flow = load_flow(teacher)
+    store = PairStore.create(path, spec_for(flow.digest, classes=flow.classes, **changes), n)
+    for shard in order:
+        shards.make_shard(str(path), str(teacher), shard)
+    return PairStore.open(path)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    shards._teacher.cache_clear()
+    return save_tiny(tmp_path / "flow1.safetensors")
+
+
+def test_threads_and_order_do_not_matter(tmp_path, teacher, monkeypatch):
+    digests = set()
+    for threads, order in (("1", [0, 1, 2]), ("2", [2, 0, 1]), ("3", [1, 2, 0])):
+        monkeypatch.setenv("RFPP_THREADS", threads)
+        store = make(tmp_path / f"{threads}.zarr", teacher, order)
+        assert store.verify() == []
+        digests.add(store.digest())
+    assert len(digests) == 1
+
+
+def test_pairs_are_what_the_teacher_draws(tmp_path, teacher):
+    """Pair i, recomputed alone from (seed, i) by the solver; one grey level of float slack."""
+    store = make(tmp_path / "p.zarr", teacher, [0, 1, 2])
+    index = torch.tensor([0, 7, 59])
+    from rfpp_core import schedules
+
+    with torch.inference_mode():
+        x = solve(load_flow(teacher).field, store.spec.z(index), schedules.uniform(2), "heun").x
+    images, _ = store.read(0, 60)
+    gap = np.abs(images[index].astype(int) - to_uint8(x).numpy())
+    assert gap.max() <= 1
+    assert (gap > 0).mean() < 0.02
+
+
+def test_labels_go_with_their_pairs(tmp_path):
+    shards._teacher.cache_clear()
+    teacher = save_tiny(tmp_path / "c.safetensors", classes=10)
+    store = make(tmp_path / "c.zarr", teacher, [0, 1, 2], guidance=2.0)
+    _, labels = store.read(0, 60)
+    assert labels.tolist() == store.spec.y(torch.arange(60)).tolist()
+    assert len(set(labels.tolist())) > 5
+
+
+def test_another_teacher_is_refused(tmp_path, teacher):
+    make(tmp_path / "p.zarr", teacher, [0])
+    save_tiny(teacher, seed=1)
+    shards._teacher.cache_clear()
+    with pytest.raises(UserError, match="not the teacher"):
+        shards.make_shard(str(tmp_path / "p.zarr"), str(teacher), 1)
+
+
+def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = make(tmp_path / "p.zarr", teacher, [0, 1])
+    work = stage.Staging(tmp_path / "work", {})
+    work.path.mkdir()
+    generate.check_witness(HerePool(), store, str(teacher), 1, work)  # the same code: silent
+    right = shards.to_uint8
+    monkeypatch.setattr(shards, "to_uint8", lambda x: right(x + 0.01))
+    with pytest.raises(UserError, match="rfpp work adopt") as error:
+        generate.check_witness(HerePool(), store, str(teacher), 1, work)
+    assert "shard 1" in str(error.value)
+    stage.write_json(work.path / "adopted.json", [{"why": "a test"}])
+    generate.check_witness(HerePool(), store, str(teacher), 1, work)  # adopted: silent

@@ -1,0 +1,119 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import stage
+from rfpp_core.errors import UserError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    return tmp_path
+
+
+def test_the_root_is_found_from_dvc_or_from_dot_dvc(here, monkeypatch):
+    below = here / ".dvc" / "tmp" / "exps" / "tmp1"
+    (below / ".dvc").mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert stage.root() == below
+    monkeypatch.setenv("DVC_ROOT", str(here))  # as in `dvc exp run --temp`
+    assert stage.root() == here
+    monkeypatch.setenv("DVC_ROOT", str(here / "elsewhere"))
+    assert stage.root() == below
+
+
+def test_comments_and_docstrings_do_not_change_code_digests():
+    code = '"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n'
+    same = "def f(x):\n\n    # other\n    return x + 1\n"
+    other = "def f(x):\n    return x + 2\n"
+    assert stage._syntax(code) == stage._syntax(same)
+    assert stage._syntax(code) != stage._syntax(other)
+
+
+def test_code_digests_cover_every_room_that_trains():
+    from tests.test_contracts import NETS, TRAINS
+
+    rooms = {f"rfpp_core/{room}.py" for room in stage.TRAINING_ROOMS}
+    assert rooms >= TRAINS | {"rfpp_core/noise.py", "rfpp_core/flow.py", "rfpp_core/precond.py"}
+    nets = (stage.Path(stage.files.__file__).parent / "nets").glob("[a-z]*.py")
+    assert rooms >= {f"rfpp_core/nets/{net.name}" for net in nets}
+    assert NETS
+
+
+def test_a_changed_identity_is_not_published(here):
+    with stage.staging("x", {"a": 1}) as work:
+        work.confirm(lambda: {"a": 1})
+        with pytest.raises(UserError, match="changed during the run"):
+            work.confirm(lambda: {"a": 2})
+
+
+HOLD = (
+    "from pipeline import stage\n"
+    "with stage.staging('x', {'a': 1}):\n"
+    "    print('in', flush=True); input()\n"
+)
+
+
+def hold() -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+
+def test_a_busy_identity_waits_and_names_the_holder(here):
+    holder = hold()
+    assert holder.stdout.readline() == "in\n"
+    waiter = hold()
+    assert f"busy in process {holder.pid}" in waiter.stderr.readline()
+    assert waiter.poll() is None
+    holder.communicate("\n")
+    assert waiter.communicate("\n")[0] == "in\n"
+
+
+def test_a_killed_holder_frees_its_lock(here):
+    holder = hold()
+    holder.stdout.readline()
+    holder.kill()
+    holder.wait()
+    start = time.monotonic()
+    with stage.staging("x", {"a": 1}):
+        assert time.monotonic() - start < 5
+
+
+def test_a_curve_is_taken_up_without_duplicate_or_missing_rows(tmp_path):
+    path = tmp_path / "loss.csv"
+    curve = stage.Curve(path, 0)
+    for step in (10, 20, 30):
+        curve.add({"step": step, "loss": step / 10})
+    curve.save()
+    again = stage.Curve(path, 20)  # the newest state is older than the curve
+    again.add({"step": 30, "loss": 9})
+    again.save()
+    assert path.read_text() == "step,loss\n10,1.0\n20,2.0\n30,9\n"
+
+
+def test_publishing_replaces_whole_files(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "out" / "b"
+    source.write_text("new")
+    target.parent.mkdir()
+    target.write_text("old")
+    stage.publish(source, target)
+    assert target.read_text() == "new"
+    assert source.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("module", ["generate", "reflow", "evaluate"])
+def test_a_missing_argument_is_one_line(module):
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{module}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("rfpp: usage: python -m pipeline.")
