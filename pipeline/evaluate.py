@@ -33,7 +33,8 @@ def run(name: str) -> None:
     flow = build.load_flow(f"models/{name}.safetensors", device)
     train = real["train"]
     rows, means = [], {}
-    for recipe, seeds in recipes(section):
+    first = flow.about["provenance"]["stage"] == "pretrain"
+    for recipe, seeds in recipes(section, section.teacher_seeds if first else 1):
         found = []
         for i in range(seeds):
             key = noise.subkey(config.seed, f"evaluate {i}")
@@ -62,11 +63,11 @@ def run(name: str) -> None:
     pictures(flow, name, config)
 
 
-def recipes(section: Evaluate) -> list[tuple[Recipe, int]]:
-    """Each (sampler, number of sampling seeds) of the table."""
+def recipes(section: Evaluate, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
+    """Each (sampler, number of sampling seeds) of the table; the many-step row comes last."""
     few = [(Recipe(section.solver, nfe, times=section.grids.get(str(nfe), ())), section.seeds)
            for nfe in section.nfe if nfe != section.teacher_nfe]  # fmt: skip
-    return [*few, (Recipe("heun", section.teacher_nfe), section.teacher_seeds)]
+    return [*few, (Recipe("heun", section.teacher_nfe), many_seeds)]
 
 
 def row_of(recipe: Recipe, n: int, found: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The compact training core of RF++: tensors in, tensors out.
 
-    from rfpp_core import load_flow
-    flow = load_flow("models/flow2.safetensors")
-    images = flow.sample(n=16, nfe=1, seed=0)          # float (16, C, H, W), about in [-1, 1]
+from rfpp_core import load_flow
+flow = load_flow("models/flow2.safetensors")
+images = flow.sample(n=16, nfe=1, seed=0)          # float (16, C, H, W), about in [-1, 1]
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,4 +20,6 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module 'rfpp_core' has no attribute '{name}'")
-    return getattr(import_module(f"rfpp_core.{'build' if name == 'load_flow' else 'sampling'}"), name)
+    return getattr(
+        import_module(f"rfpp_core.{'build' if name == 'load_flow' else 'sampling'}"), name
+    )

@@ -49,7 +49,10 @@ def randomised(field: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def save_tiny(path: Path, classes: int = 0, seed: int = 0) -> Path:
     """A model file of an untrained flow."""
     arch = tiny_arch(classes)
-    about = {"architecture": arch, "provenance": {"budget": 1, "budget_with_ancestors": 1}}
+    about = {
+        "architecture": arch,
+        "provenance": {"stage": "pretrain", "budget": 1, "budget_with_ancestors": 1},
+    }
     checkpoint.save(path, randomised(build.field(arch), seed).state_dict(), about)
     return path
 

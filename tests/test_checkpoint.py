@@ -1,6 +1,6 @@
+import pytest
 import torch
 
-import pytest
 from rfpp_core import build, checkpoint, load_flow
 from rfpp_core.errors import UserError
 from tests.conftest import save_tiny, tiny_arch

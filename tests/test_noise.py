@@ -73,9 +73,7 @@ def test_draws_of_ranks_are_slices_of_the_whole():
     whole = noise.Draws(1, 5, 8)
     parts = [noise.Draws(1, 5, 8, start, start + 4) for start in (0, 4)]
     assert torch.equal(whole.uniform("t"), torch.cat([p.uniform("t") for p in parts]))
-    assert torch.equal(
-        whole.normal("z", (2,)), torch.cat([p.normal("z", (2,)) for p in parts])
-    )
+    assert torch.equal(whole.normal("z", (2,)), torch.cat([p.normal("z", (2,)) for p in parts]))
     assert not torch.equal(whole.uniform("t"), whole.uniform("u"))
     assert not torch.equal(whole.uniform("t"), noise.Draws(1, 6, 8).uniform("t"))
 

@@ -58,7 +58,9 @@ def test_a_third_round_is_legal():
     assert params.parse(raw).rounds["3"].teacher == "flow2"
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "!!python/object/apply:os.system [ls]", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "a: [", "!!python/object/apply:os.system [ls]", "\0"]
+)
 def test_what_is_not_params_is_one_line(tmp_path, text):
     path = tmp_path / "params.yaml"
     path.write_text(text)

@@ -97,7 +97,12 @@ def test_labels_for_an_unconditional_flow(flow):
 @pytest.mark.parametrize("precond", ["velocity", "edm"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32)])
 def test_networks_of_several_sizes(precond, shape):
-    arch = {**tiny_arch(0, precond), "shape": list(shape), "attention": 1, "multipliers": [1, 2, 2]}
+    arch = {
+        **tiny_arch(0, precond),
+        "shape": list(shape),
+        "attention": 1,
+        "multipliers": [1, 2, 2],
+    }
     field = randomised(build.field(arch)).eval()
     x, t = torch.randn(3, *shape), torch.tensor([0.0, 0.5, 1.0])
     v = field(x, t)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfpp_core import schedules, solvers
+from rfpp_core import schedules
 from rfpp_core.solvers import Counted, rk2, solve, steps_for, trajectory
 
 S, M = 0.5, 1.3
@@ -106,9 +106,7 @@ def test_identity_of_cost_straightness_and_crossing():
     def draw():
         z = torch.randn(n, 2, dtype=torch.float64, generator=generator)
         which = torch.randint(4, (n,), generator=generator)
-        return points[which] + 0.3 * torch.randn(
-            n, 2, dtype=torch.float64, generator=generator
-        ), z
+        return points[which] + 0.3 * torch.randn(n, 2, dtype=torch.float64, generator=generator), z
 
     x, z = draw()
     independent = float((z - x).square().sum(1).mean())

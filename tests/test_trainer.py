@@ -144,7 +144,9 @@ def test_a_batch_larger_than_the_set_is_refused():
 
 def test_control_arm_trains_at_noise_alone():
     """With the fixed law the network sees (z, t = 1) and nothing else."""
-    section = SECTION.model_copy(update={"times": SECTION.times.model_copy(update={"law": "fixed"})})
+    section = SECTION.model_copy(
+        update={"times": SECTION.times.model_copy(update={"law": "fixed"})}
+    )
     seen = []
 
     def net(x, t, y=None):

@@ -1,0 +1,252 @@
+"""The whole pipeline under DVC: killed anywhere it loses nothing and ends in the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rfpp_core import files
+from rfpp_core.pairs import PairStore
+from tests.conftest import Project, new_project
+
+MODELS = ("models/flow1.safetensors", "models/flow2.safetensors")
+PAIRS = "data/pairs_2.zarr"
+
+
+def results(project: Project) -> dict[str, str]:
+    found = {name: files.sha256(project.path / name) for name in MODELS}
+    return {**found, PAIRS: PairStore.open(project.path / PAIRS).digest()}
+
+
+def kill_when(project: Project, there: Callable[[], bool], *command: str) -> None:
+    """Starts a command, waits for something to be there and kills the whole process group."""
+    process = project.start(*command)
+    deadline = time.monotonic() + 180
+    while not there():
+        assert process.poll() is None, "the command ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _no_orphans(project)
+
+
+def _inside(project: Project) -> dict[int, str]:
+    """Pid and command line of the processes whose directory is the project's."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cwd").resolve().is_relative_to(project.path):
+                found[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+    return found
+
+
+def _no_orphans(project: Project) -> None:
+    """What left the process group (workers, the private server) must leave by itself."""
+    deadline = time.monotonic() + 20
+    while there := _inside(project):
+        assert time.monotonic() < deadline, f"orphans: {there}"
+        time.sleep(0.1)
+
+
+def work(project: Project, pattern: str) -> list[Path]:
+    return sorted((project.path / ".work").glob(pattern))
+
+
+def has(project: Project, pattern: str, count: int) -> Callable[[], bool]:
+    return lambda: len(work(project, pattern)) >= count
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Project:
+    """A project that stands before generate."""
+    project = new_project(tmp_path_factory.mktemp("pretrained") / "project")
+    project.run("dvc", "repro", "reference", "pretrain")
+    return project
+
+
+def test_the_run_gave_everything(finished):
+    for name in ("report/index.html", "report/distance.png", "samples/flow2/nfe1.png",
+                 "samples/flow2/trajectory.png", "curves/flow2.csv"):  # fmt: skip
+        assert (finished.path / name).stat().st_size > 0
+    metrics = json.loads((finished.path / "metrics/flow2.json").read_text())
+    assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "budget",
+                            "budget_with_ancestors", "images_per_second_nfe1"}  # fmt: skip
+    assert set(metrics["fd_classifier"]) == {"floor", "held_out", "nfe1", "nfe2", "nfe5"}
+    steps, batch, n, nfe = 100, 64, 1200, 5
+    assert metrics["budget"] == n * nfe + 3 * steps * batch
+    assert metrics["budget_with_ancestors"] == metrics["budget"] + 3 * steps * batch
+    page = (finished.path / "report/index.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    for part in ("floor", "held-out", "flow2", "pseudo_huber", "budget", "trajectory"):
+        assert part in page
+    assert finished.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
+
+
+def test_nothing_runs_twice(finished):
+    assert "up to date" in finished.run("dvc", "repro").stdout
+
+
+def test_everything_can_be_killed(tmp_path, finished):
+    """SIGKILL of the group in each training, in generate, and between publishing and the lock."""
+    project = new_project(tmp_path / "project")
+
+    def again(there: Callable[[], bool]) -> None:
+        kill_when(project, there, "dvc", "repro", "reflow@2")
+
+    again(has(project, "pretrain/*/state-*.json", 1))
+    assert not work(project, "pretrain/*/flow-*.safetensors")
+    again(has(project, "pairs/*/pairs.zarr/commits/0*.json", 3))
+    kept = {
+        path: path.stat().st_mtime_ns for path in work(project, "pairs/*/pairs.zarr/commits/*")
+    }
+    assert 0 < len(kept) < 12
+    again(has(project, "reflow/*/state-*.json", 1))
+    assert not work(project, "reflow/*/flow-*.safetensors")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # no shard was made again
+    again(lambda: (project.path / MODELS[1]).exists())  # published, not yet in dvc.lock
+    assert MODELS[1] not in (project.path / "dvc.lock").read_text()
+    project.run("dvc", "repro", "reflow@2")
+    assert results(project) == results(finished)
+    for name in ("curves/flow1_loss.csv", "curves/flow2_loss.csv"):
+        assert (project.path / name).read_text() == (finished.path / name).read_text()
+
+
+def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
+    """Killed in `dvc exp run`, taken up and killed in `--temp`, taken up by `dvc exp run`."""
+    project = pretrained.copy(tmp_path / "project")
+    project.run("git", "add", "-f", "dvc.lock")
+    project.run("git", "commit", "-qm", "lock")
+    commits = "pairs/*/pairs.zarr/commits/0*.json"
+    kill_when(project, has(project, commits, 2), "dvc", "exp", "run", "reflow@2")
+    kept = {path: path.stat().st_mtime_ns for path in work(project, commits)}
+    assert 0 < len(kept) < 12
+    state = "reflow/*/state-*.json"
+    kill_when(project, has(project, state, 1), "dvc", "exp", "run", "--temp", "reflow@2")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    step = int(work(project, state)[-1].stem.partition("-")[2])
+    done = project.run("dvc", "exp", "run", "reflow@2")
+    assert f"goes on from step {step}" in done.stdout
+    assert results(project) == results(finished)
+
+
+def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, monkeypatch):
+    """Two workers, one of them killed as the OOM killer does: retried, and the same pairs."""
+    monkeypatch.setenv("RFPP_WORKERS", "2")
+    monkeypatch.setenv("RFPP_RETRY_SECONDS", "0.1")
+    project = pretrained.copy(tmp_path / "project")
+    process = project.start("dvc", "repro", "generate@2")
+    while not has(project, "pairs/*/pairs.zarr/commits/0*.json", 2)():
+        assert process.poll() is None
+        time.sleep(0.002)
+    victims = [pid for pid, line in _inside(project).items() if "spawn_main" in line]
+    assert len(victims) == 2
+    os.kill(victims[0], signal.SIGKILL)
+    assert process.wait() == 0
+    assert "was killed" in (tmp_path / "project.log").read_text()
+    assert PairStore.open(project.path / PAIRS).digest() == results(finished)[PAIRS]
+
+
+def test_what_changes_and_what_does_not(tmp_path, finished):
+    """Comments, n, steps, other code: each reruns just what it must."""
+    project = finished.copy(tmp_path / "project")
+    before = results(project)
+
+    # a comment reruns the stage, which finds its finished work
+    project.edit("rfpp_core/losses.py", "from torch", "# a remark\nfrom torch")
+    out = project.run("dvc", "repro", "pretrain").stdout
+    assert "finished before" in out
+    assert results(project) == before
+
+    # raising n keeps every finished shard
+    project.edit("params.yaml", "n: 1200", "n: 1400")
+    out = project.run("dvc", "repro", "generate@2").stdout
+    assert "12 of 14 shards kept" in out
+    assert PairStore.open(project.path / PAIRS).n == 1400
+    project.edit("params.yaml", "n: 1400", "n: 1200")
+    project.run("dvc", "repro", "generate@2")
+    assert results(project) == before
+
+    # raising steps at a constant rate goes on and ends where an uninterrupted run ends
+    project.edit("params.yaml", "steps: 100", "steps: 140")
+    out = project.run("dvc", "repro", "pretrain").stdout
+    assert "goes on from step 100" in out
+    longer = files.sha256(project.path / MODELS[0])
+    shutil.rmtree(project.path / ".work" / "pretrain")
+    shutil.rmtree(project.path / ".dvc" / "cache")
+    (project.path / MODELS[0]).unlink()
+    out = project.run("dvc", "repro", "-f", "-s", "prepare", "pretrain").stdout
+    assert "goes on" not in out
+    assert files.sha256(project.path / MODELS[0]) == longer
+
+    # code that trains otherwise retrains, and adopt takes harmless changes over
+    project.edit("rfpp_core/losses.py", ".mean(1)", ".mean(1) * 1.0")
+    staged = work(project, "pretrain/*/identity.json")[0].parent.name
+    project.rfpp("work", "adopt", f"pretrain/{staged}", "--why", "times one")
+    project.run("dvc", "repro", "-s", "pretrain")
+    from rfpp_core.checkpoint import load
+
+    adopted = load(project.path / MODELS[0]).about["provenance"]["adopted"]
+    assert adopted == [{"rooms": ["losses"], "why": "times one"}]
+    project.edit("rfpp_core/losses.py", ".mean(1) * 1.0", ".mean(1) * 2.0")
+    out = project.run("dvc", "repro", "-s", "pretrain").stdout
+    assert "finished before" not in out
+    assert files.sha256(project.path / MODELS[0]) != longer
+
+
+def test_the_witness_refuses_through_dvc(tmp_path, finished):
+    project = finished.copy(tmp_path / "project")
+    project.edit("rfpp_core/data.py", "127.5 + 128", "127.5 + 127")
+    shutil.rmtree(project.path / ".dvc" / "cache" / "runs")
+    done = project.run("dvc", "repro", "-s", "generate@2", ok=False)
+    assert done.returncode != 0
+    assert "the code now makes other images" in done.stdout + done.stderr
+    assert "rfpp work clean pairs/" in done.stdout + done.stderr
+
+
+def test_going_back_restores_from_the_run_cache(tmp_path, finished):
+    project = finished.copy(tmp_path / "project")
+    before = results(project)
+    project.edit("params.yaml", "seeds: 2", "seeds: 1")
+    project.run("dvc", "repro", "evaluate@2")
+    project.edit("params.yaml", "seeds: 1", "seeds: 2")
+    out = project.run("dvc", "repro", "evaluate@2").stdout
+    assert "Stage 'evaluate@2' is cached - skipping run, checking out outputs" in out
+    assert results(project) == before
+
+
+def test_a_third_round_is_three_words(tmp_path, finished):
+    project = finished.copy(tmp_path / "project")
+    project.edit("params.yaml", '"2": {teacher: flow1}',
+                 '"2": {teacher: flow1}\n  "3": {teacher: flow2}')  # fmt: skip
+    out = project.run("dvc", "repro").stdout
+    assert "Stage 'reflow@2' didn't change, skipping" in out
+    for name in ("models/flow3.safetensors", "metrics/flow3.json", "report/flow3/nfe1.png"):
+        assert (project.path / name).exists()
+
+
+def test_conditional_with_guidance(tmp_path):
+    project = new_project(tmp_path / "project")
+    project.edit("params.yaml", "conditional: false", "conditional: true")
+    project.edit("params.yaml", "label_dropout: 0.0", "label_dropout: 0.2")
+    project.edit("params.yaml", "guidance: 1.0", "guidance: 1.5")
+    project.run("dvc", "repro", "evaluate@2")
+    store = PairStore.open(project.path / PAIRS)
+    assert (store.spec.classes, store.spec.guidance) == (10, 1.5)
+    metrics = json.loads((project.path / "metrics/flow2.json").read_text())
+    assert metrics["budget"] == 1200 * 5 * 2 + 3 * 100 * 64  # two evaluations a guided call
+    out = project.path / "three.png"
+    project.rfpp("sample", "--label", "3", "--n", "4", "--out", str(out))
+    assert out.exists()
+    done = project.rfpp("sample", "--label", "10", ok=False)
+    assert (done.returncode, done.stderr) == (2, "rfpp: label 10 is out of range 0..9\n")
