@@ -143,11 +143,11 @@ class DaskPool:
 
     def __init__(self, address: str) -> None:
         try:
-            from distributed import Client
+            distributed: Any = importlib.import_module("distributed")
         except ModuleNotFoundError:
             raise UserError("RFPP_DASK is set but Dask is not installed; "
                             "`pip install .[dask]`") from None  # fmt: skip
-        self.client: Any = Client(address)  # type: ignore[no-untyped-call]
+        self.client = distributed.Client(address)
         self.size = max(1, sum(self.client.nthreads().values()))
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:

@@ -24,9 +24,6 @@ def spec_of(k: str) -> Any:
     path, generate = reflow.teacher_path(config, k), config.generate
     digest = training.digest_of_model(path, "dvc repro")
     arch = checkpoint.load(path).about["architecture"]
-    if generate.guidance != 1 and not arch["classes"]:
-        raise UserError("generate.guidance needs labels; set network.conditional: true or "
-                        "guidance: 1")  # fmt: skip
     return PairSpec(
         teacher=digest,
         solver=generate.solver,

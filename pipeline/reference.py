@@ -29,7 +29,7 @@ def run() -> None:
         data.read(IMAGES, "train"),
         data.read(IMAGES, "held_out"),
     )
-    torch.set_num_threads(1)  # the same net whatever the machine's number of cores
+    torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     section = config.features
     net = features.train_classifier(
         train, about["classes"], section.steps, section.batch, section.lr, config.seed

@@ -47,10 +47,25 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
 def kid(a: Features, b: Features) -> float:
     """Unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` (Binkowski et al., arXiv 1801.01401)."""
-    d, (n, m) = a.shape[1], (len(a), len(b))
-    aa, bb, ab = ((u @ v.T / d + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
-    within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
-    return float(within - 2 * ab.mean())
+    n, m = len(a), len(b)
+    within_a = (_kernel_sum(a, a) - _kernel_trace(a)) / (n * (n - 1))
+    within_b = (_kernel_sum(b, b) - _kernel_trace(b)) / (m * (m - 1))
+    return within_a + within_b - 2 * _kernel_sum(a, b) / (n * m)
+
+
+def _kernel_sum(a: Features, b: Features) -> float:
+    """Sum of the kernel over all pairs, in blocks that stay in the processor's cache."""
+    blocks = np.array_split(a, -(-len(a) // 256))
+    return math.fsum(float(_kernel(rows @ b.T, a.shape[1]).sum()) for rows in blocks)
+
+
+def _kernel_trace(a: Features) -> float:
+    return float(_kernel((a * a).sum(1), a.shape[1]).sum())
+
+
+def _kernel(product: Features, d: int) -> Features:
+    x = product / d + 1
+    return x * x * x  # NumPy's ** 3 takes ten times as long
 
 
 class Standardizer(NamedTuple):

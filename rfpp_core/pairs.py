@@ -221,8 +221,8 @@ class PairStore:
         try:
             return self._images[start:stop], labels[start:stop]
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged "
-                            f"({error}); `rfpp pairs verify` names the shard") from None  # fmt: skip
+            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged ({error}); "
+                            f"`rfpp pairs verify` names the shard") from None  # fmt: skip
 
     def each_shard(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int16]]]:
         """Yields (shard, images, labels) of every shard in order; one shard in memory."""

@@ -7,6 +7,7 @@ workers, log level, retries) is not a param: it comes from the environment.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,9 +139,9 @@ class Features(Section):
     """The feature net of the metric; its architecture is in docs/metrics.md."""
 
     name: Literal["classifier"] = "classifier"
-    steps: Positive = 600
+    steps: Positive = 800
     batch: Positive = 128
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = 4e-3
 
 
 class Evaluate(Section):
@@ -157,6 +158,18 @@ class Evaluate(Section):
     neighbours: Positive = 3
     straightness_n: Positive = 500
 
+    @model_validator(mode="after")
+    def grids_spend_their_nfe(self) -> Evaluate:
+        stages = 1 if self.solver in ("euler", "anchored") else 2
+        for name, times in self.grids.items():
+            steps = -(-int(name) // stages) if name.isdigit() else 0
+            inner = times[:-1] if times and times[-1] == 0 else times
+            falling = all(a > b for a, b in pairwise((1.0 + 1e-9, *inner, 0.0)))
+            if not falling or len(inner) != steps or int(name) not in self.nfe:
+                raise ValueError(f"grids.{name} must be {steps} times falling within (0, 1] for "
+                                 f"one of nfe {list(self.nfe)}; it is {list(times)}")  # fmt: skip
+        return self
+
 
 class Params(Section):
     """The whole of ``params.yaml``."""
@@ -170,6 +183,17 @@ class Params(Section):
     reflow: Reflow = Reflow()
     rounds: dict[RoundName, Round] = {"2": Round(teacher="flow1")}
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def sections_agree(self) -> Params:
+        if self.rounds and self.generate.n < self.reflow.batch:
+            raise ValueError(f"reflow.batch ({self.reflow.batch}) is larger than the set of pairs "
+                             f"(generate.n = {self.generate.n})")  # fmt: skip
+        trained = self.network.conditional and self.pretrain.label_dropout > 0
+        if self.generate.guidance != 1 and not trained:
+            raise ValueError("generate.guidance other than 1 needs network.conditional: true and "
+                             "pretrain.label_dropout above 0")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def teachers_come_before(self) -> Params:

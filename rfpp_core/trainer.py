@@ -85,7 +85,7 @@ class TrainState:
         self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(
             self.net.parameters(),
-            lr=torch.tensor(config.lr) if config.compile else config.lr,
+            lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             fused=True,

@@ -42,6 +42,10 @@ def change(name, value):
         ("seed", "abc", ["seed is 'abc'", "integer"]),
         ("rounds", {"3": {"teacher": "flow2"}}, ["rounds.3.teacher is flow2", "flow1, flow3"]),
         ("rounds", {"2": {"teacher": "flow2"}}, ["earlier flow"]),
+        ("evaluate.grids", {"2": [0.8, 1.0]}, ["grids.2 must be 2 times falling"]),
+        ("evaluate.grids", {"7": [1.0]}, ["grids.7 must be 7 times", "[1, 2]"]),
+        ("reflow.batch", 4000, ["reflow.batch (4000) is larger than the set of pairs"]),
+        ("generate.guidance", 2.0, ["needs network.conditional: true"]),
         ("network.channels", 30, ["network.channels is 30", "multiple of 8"]),
     ],
 )
@@ -51,6 +55,11 @@ def test_a_wrong_param_is_named_with_what_is_allowed(name, value, parts):
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_the_two_step_grid_of_the_paper_is_legal():
+    parsed = params.parse(change("evaluate.grids", {"2": [1.0, 0.8]}))
+    assert parsed.evaluate.grids["2"] == (1, 0.8)
 
 
 def test_a_third_round_is_legal():

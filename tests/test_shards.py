@@ -24,7 +24,7 @@ class HerePool:
 
 def make(path, teacher, order, n=60, **changes):
     flow = load_flow(teacher)
-    store = PairStore.create(path, spec_for(flow.digest, classes=flow.classes, **changes), n)
+    PairStore.create(path, spec_for(flow.digest, classes=flow.classes, **changes), n)
     for shard in order:
         shards.make_shard(str(path), str(teacher), shard)
     return PairStore.open(path)

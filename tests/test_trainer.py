@@ -126,7 +126,7 @@ def test_order_is_a_function_of_seed_and_step():
     whole = positions(0, 6)
     assert positions(3, 3) == whole[3:]
     for epoch in (whole[0:2], whole[2:4]):  # 40 // 16 = 2 batches an epoch, without repeats
-        assert len(set(sum(epoch, []))) == 32
+        assert len({position for batch in epoch for position in batch}) == 32
     assert whole[0:2] != whole[2:4]
 
 
