@@ -14,6 +14,7 @@ from pipeline import stage
 from rfpp_core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode=None,
                   help="From a set of images to a one-step generator.")  # fmt: skip
 pairs_app = typer.Typer(no_args_is_help=True, help="Check and digest pair stores.")
 work_app = typer.Typer(no_args_is_help=True, help="List, adopt and remove staged work (.work/).")

@@ -14,6 +14,7 @@ IMAGES = Path("data/images.zarr")
 
 def run() -> None:
     config = params.load()
+    stage.check_builds()
     images = data.digits()
     parts = data.split(images, config.dataset.held_out, config.seed)
     building = IMAGES.with_name(".images.zarr.partial")

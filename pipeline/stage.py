@@ -63,6 +63,19 @@ def library_caches() -> None:
         os.environ.setdefault(name, str(work() / folder))
 
 
+def check_builds() -> None:
+    """Refuses a torch and a torchvision of different builds before anything is computed."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise UserError(
+            f"torchvision does not fit torch {torch.__version__} ({str(error).splitlines()[0]}); "
+            f"install both in one command: pip install torch torchvision"
+        ) from None
+
+
 class Staging:
     """A locked work directory of one identity; use :func:`staging`."""
 

@@ -104,6 +104,7 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve_path: P
         state.step,
     )  # fmt: skip
     reports = train(state, source, build.loss(section, coupling), config)
+    first, began = state.step, time.monotonic()
     saver = Saver(work.path, state, curve)
     try:
         for report in _bar(reports, job.name, state.step, config):
@@ -116,6 +117,9 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve_path: P
         raise UserError(f"{job.name}: {error}; the last good state is step "
                         f"{good.about['step'] if good else 0} in {work.path}; lower lr or set "
                         f"clip") from None  # fmt: skip
+    seconds, images_seen = time.monotonic() - began, (state.step - first) * section.batch
+    print(f"{job.name}: {state.step - first} steps in {seconds:.0f} s "
+          f"({images_seen / max(seconds, 1e-9):,.0f} images/s)")  # fmt: skip
     stage.publish(curve.path, curve_path)
     checkpoint.save(model, state.average.state_dict(), _about(job, work))
 

@@ -56,11 +56,14 @@ class Recipe:
         """The times (N + 1,) and whether the last step drops its second stage.
 
         Raises:
-            UserError: if custom times do not spend ``nfe`` evaluations.
+            UserError: if solver, NFE or times are wrong, or the times do not spend ``nfe``.
         """
-        steps, last = steps_for(self.solver, self.nfe)
-        if self.times:
-            grid = schedules.custom(self.times)
+        try:
+            steps, last = steps_for(self.solver, self.nfe)
+            grid = schedules.custom(self.times) if self.times else None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if grid is not None:
             if len(grid) - 1 != steps:
                 raise UserError(f"a grid of {len(grid) - 1} steps does not spend {self.nfe} "
                                 f"evaluations with {self.solver}")  # fmt: skip

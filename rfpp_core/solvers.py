@@ -120,7 +120,9 @@ def solve(
 ) -> Solution:
     """The last state of :func:`trajectory` (same arguments) with the evaluations it took."""
     counted = Counted(field)
-    *_, end = trajectory(counted, x, grid, solver, last, y)
+    end = x
+    for state in trajectory(counted, x, grid, solver, last, y):
+        end = state
     return Solution(end, counted.calls)
 
 
@@ -154,8 +156,9 @@ def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
     A two-stage solver takes an odd NFE as 2N - 1 with the last step cut, an even one as 2N.
 
     Raises:
-        ValueError: if ``nfe`` is below 1.
+        ValueError: if ``nfe`` is below 1 or there is no such solver.
     """
+    steps_of(solver, torch.empty(0))
     if nfe < 1:
         raise ValueError(f"nfe must be at least 1; got {nfe}")
     if solver in ("euler", "anchored"):

@@ -1,0 +1,124 @@
+"""What a user can get wrong is one clear line and exit code 2, without a traceback."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rfpp_core import build, checkpoint
+from rfpp_core.pairs import PairStore
+from tests.conftest import save_tiny, spec_for, tiny_arch
+
+
+def rfpp(*args, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, args)], cwd=cwd, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    save_tiny(path / "flow.safetensors")
+    tensors = build.field(tiny_arch()).state_dict()
+    tensors["net.stem.weight"] = torch.zeros(2, 2)
+    checkpoint.save(path / "wrong.safetensors", tensors, {"architecture": tiny_arch()})
+    (path / "junk.safetensors").write_bytes(b"junk" * 100)
+    store = PairStore.create(path / "pairs.zarr", spec_for(), 40)
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    for k in (0, 1):
+        store.commit(k, images, np.full(20, -1, np.int16))
+    return path
+
+
+def test_sampling(here):
+    out = here / "out" / "grid.png"
+    done = rfpp("sample", "--model", "flow.safetensors", "--n", 9, "--nfe", 2, "--out", out,
+                cwd=here)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "9 images at 2 NFE" in done.stdout
+    first = out.read_bytes()
+    rfpp("sample", "--model", "flow.safetensors", "--n", 9, "--nfe", 2, "--out", out, cwd=here)
+    assert out.read_bytes() == first
+    arrays = here / "a.npz"
+    rfpp("sample", "--model", "flow.safetensors", "--n", 9, "--out", arrays, cwd=here)
+    assert np.load(arrays)["images"].shape == (9, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sample", "--model", "nowhere.safetensors"], "is missing; `dvc repro` makes it"),
+        (["sample", "--model", "junk.safetensors"], "is not a readable safetensors file"),
+        (
+            ["sample", "--model", "wrong.safetensors"],
+            "net.stem.weight is (2, 2), not (8, 1, 3, 3)",
+        ),
+        (["sample", "--model", "flow.safetensors", "--nfe", "0"], "nfe must be at least 1"),
+        (["sample", "--model", "flow.safetensors", "--n", "0"], "n and nfe must be at least 1"),
+        (["sample", "--model", "flow.safetensors", "--label", "1"], "without labels"),
+        (["sample", "--model", "flow.safetensors", "--solver", "rk9"], "unknown solver 'rk9'"),
+        (["sample", "--model", "flow.safetensors", "--out", "x.gif"], "must end in .png or .npz"),
+        (["preset", "imagenet"], "there is no preset 'imagenet' (presets: digits, smoke)"),
+        (["pairs", "verify", "nowhere.zarr"], "nowhere.zarr is missing"),
+        (["pairs", "digest", "flow.safetensors"], "flow.safetensors"),
+        (["work", "clean", "pairs/123"], "`rfpp work list` shows"),
+        (["work", "adopt", "pairs/123"], "`rfpp work list` shows"),
+    ],
+)
+def test_mistakes(here, args, message):
+    done = rfpp(*args, cwd=here)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("rfpp: ")
+
+
+def test_presets_keep_what_was_edited(here):
+    assert rfpp("preset", "smoke", cwd=here).returncode == 0
+    params = here / "params.yaml"
+    params.write_text(params.read_text() + "# mine\n")
+    done = rfpp("preset", "digits", cwd=here)
+    assert "kept as params.yaml.bak" in done.stdout
+    assert (here / "params.yaml.bak").read_text().endswith("# mine\n")
+
+
+def test_pairs(here):
+    done = rfpp("pairs", "verify", "pairs.zarr", cwd=here)
+    assert (done.returncode, done.stdout) == (0, "pairs.zarr: 40 pairs in 2 shards, all right\n")
+    digest = rfpp("pairs", "digest", "pairs.zarr", cwd=here).stdout
+    assert digest == PairStore.open(here / "pairs.zarr").digest() + "\n"
+    PairStore.open(here / "pairs.zarr").shard_files(1)[0].write_bytes(b"")
+    done = rfpp("pairs", "verify", "pairs.zarr", cwd=here)
+    assert done.returncode == 2
+    assert "shard 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new", "message"),
+    [
+        ("prepare", "seed: 0", "sed: 0", "unknown param 'sed' (allowed: dataset"),
+        ("pretrain", "batch: 64", "batch: 2000", "batch is 2000 but there are only 1438 images"),
+        ("pretrain", "multipliers: [1, 2]", "multipliers: [1, 2, 2, 2, 2]", "multiples of 16"),
+        ("generate 2", "seed: 0", "seed: 0", "flow1.safetensors is missing; `dvc repro` makes it"),
+        ("generate 7", "seed: 0", "seed: 0", "there is no round 7 in params.yaml (rounds: 2)"),
+        ("reflow 2", "seed: 0", "seed: 0", "flow1.safetensors is missing; `dvc repro` makes it"),
+        (
+            "evaluate flow2",
+            "seed: 0",
+            "seed: 0",
+            "features.safetensors is missing; `dvc repro ref",
+        ),
+    ],
+)
+def test_stages(project, stage, old, new, message):
+    if stage == "pretrain":
+        project.stage("prepare")
+    project.edit("params.yaml", old, new)
+    done = project.stage(*stage.split(), ok=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
