@@ -1,22 +1,46 @@
 """What a user can get wrong is one clear line and exit code 2, without a traceback."""
 
+import importlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import cli, stage
 from rfpp_core import build, checkpoint
 from rfpp_core.pairs import PairStore
-from tests.conftest import save_tiny, spec_for, tiny_arch
+from tests.conftest import SMOKE, save_tiny, spec_for, tiny_arch
 
 
-def rfpp(*args, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, args)], cwd=cwd, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs ``main`` in this process as a command with arguments in a directory."""
+
+    def run(main, *args, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return Done(code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def rfpp(call):
+    return lambda *args, cwd: call(cli.entry, *args, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +58,7 @@ def here(tmp_path_factory):
     return path
 
 
-def test_sampling(here):
+def test_sampling(here, rfpp):
     out = here / "out" / "grid.png"
     done = rfpp("sample", "--model", "flow.safetensors", "--n", 9, "--nfe", 2, "--out", out,
                 cwd=here)  # fmt: skip
@@ -69,7 +93,7 @@ def test_sampling(here):
         (["work", "adopt", "pairs/123"], "`rfpp work list` shows"),
     ],
 )
-def test_mistakes(here, args, message):
+def test_mistakes(here, rfpp, args, message):
     done = rfpp(*args, cwd=here)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -77,7 +101,7 @@ def test_mistakes(here, args, message):
     assert done.stderr.startswith("rfpp: ")
 
 
-def test_presets_keep_what_was_edited(here):
+def test_presets_keep_what_was_edited(here, rfpp):
     assert rfpp("preset", "smoke", cwd=here).returncode == 0
     params = here / "params.yaml"
     params.write_text(params.read_text() + "# mine\n")
@@ -86,7 +110,7 @@ def test_presets_keep_what_was_edited(here):
     assert (here / "params.yaml.bak").read_text().endswith("# mine\n")
 
 
-def test_pairs(here):
+def test_pairs(here, rfpp):
     done = rfpp("pairs", "verify", "pairs.zarr", cwd=here)
     assert (done.returncode, done.stdout) == (0, "pairs.zarr: 40 pairs in 2 shards, all right\n")
     digest = rfpp("pairs", "digest", "pairs.zarr", cwd=here).stdout
@@ -98,7 +122,7 @@ def test_pairs(here):
 
 
 @pytest.mark.parametrize(
-    ("stage", "old", "new", "message"),
+    ("command", "old", "new", "message"),
     [
         ("prepare", "seed: 0", "sed: 0", "unknown param 'sed' (allowed: dataset"),
         ("pretrain", "batch: 64", "batch: 2000", "batch is 2000 but there are only 1438 images"),
@@ -114,11 +138,32 @@ def test_pairs(here):
         ),
     ],
 )
-def test_stages(project, stage, old, new, message):
-    if stage == "pretrain":
-        project.stage("prepare")
-    project.edit("params.yaml", old, new)
-    done = project.stage(*stage.split(), ok=False)
+def test_stages(tmp_path, call, command, old, new, message):
+    text = SMOKE.read_text()
+    assert old in text
+    name, *args = command.split()
+
+    def run(name, *args):
+        module = importlib.import_module(f"pipeline.{name}")
+        return call(lambda: stage.main(module.run, *["x"] * len(args)), *args, cwd=tmp_path)
+
+    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / ".dvc").mkdir()
+    if name == "pretrain":
+        assert run("prepare").returncode == 0
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+    done = run(name, *args)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_as_a_command(here):
+    """The real process: exit code 2, one line, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "sample", "--model", "flow.safetensors",
+         "--nfe", "0"],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "rfpp: n and nfe must be at least 1; got n = 64, nfe = 0\n"

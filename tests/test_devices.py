@@ -99,3 +99,16 @@ def test_the_entry_of_generate_is_light():
     code = "import sys, pipeline.generate; print({'torch', 'prefect'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_dask_cluster_behind_the_same_call():
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        pool = devices.DaskPool(cluster.scheduler_address)
+        assert pool.size == 1
+        assert pool.call("operator:add", 1, 2) == 3
+        assert pool.call("os:getpid") != os.getpid()
+        with pytest.raises(ZeroDivisionError):
+            pool.call("operator:truediv", 1, 0)
+        pool.close()

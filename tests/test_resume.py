@@ -74,7 +74,7 @@ def pretrained(tmp_path_factory) -> Project:
     return project
 
 
-def test_the_run_gave_everything(finished):
+def test_the_run_gave_everything(finished, tmp_path):
     for name in ("report/index.html", "report/distance.png", "samples/flow2/nfe1.png",
                  "samples/flow2/trajectory.png", "curves/flow2.csv"):  # fmt: skip
         assert (finished.path / name).stat().st_size > 0
@@ -91,6 +91,10 @@ def test_the_run_gave_everything(finished):
     for part in ("floor", "held-out", "flow2", "pseudo_huber", "budget", "trajectory"):
         assert part in page
     assert finished.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
+    finished.run("dvc", "plots", "show", "-o", str(tmp_path))
+    plots = (tmp_path / "index.html").read_text()
+    for part in ("distance by NFE", "fd_classifier", "pseudo_huber"):
+        assert part in plots
 
 
 def test_nothing_runs_twice(finished):
@@ -188,6 +192,10 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
     out = project.run("dvc", "repro", "-f", "-s", "prepare", "pretrain").stdout
     assert "goes on" not in out
     assert files.sha256(project.path / MODELS[0]) == longer
+
+    listed = project.rfpp("work", "list").stdout
+    assert "14 shards (1400 pairs)" in listed
+    assert "finished at 140 steps" in listed
 
     # code that trains otherwise retrains, and adopt takes harmless changes over
     project.edit("rfpp_core/losses.py", ".mean(1)", ".mean(1) * 1.0")
