@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -48,6 +49,14 @@ def open_pool() -> Pool:
     if address := os.environ.get("RFPP_DASK"):
         return DaskPool(address)
     return ProcessPool(devices())
+
+
+def quiet_resource_tracker() -> None:
+    """Keeps Python's tracker from warning of the lock of a killed worker, which it frees.
+
+    To be called before anything uses multiprocessing: the tracker inherits warning options.
+    """
+    sys.warnoptions.append("ignore:resource_tracker")
 
 
 def devices() -> list[str]:
@@ -135,7 +144,7 @@ class ProcessPool:
             return
         for process in list((executor._processes or {}).values()):
             process.kill()
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=True, cancel_futures=True)  # quick: its worker is dead
 
 
 class DaskPool:

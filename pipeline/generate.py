@@ -44,7 +44,10 @@ def identity_of(k: str) -> dict[str, Any]:
 
 
 def run(k: str) -> None:
-    from pipeline import devices, reflow
+    from pipeline import devices
+
+    devices.quiet_resource_tracker()
+    from pipeline import reflow
     from rfpp_core import params
     from rfpp_core.pairs import PairStore
 

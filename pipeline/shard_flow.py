@@ -72,6 +72,8 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
             done: int = pool.call(
                 "pipeline.shards:make_shard", store, teacher, shard, timeout=timeout
             )
+        except Closed:
+            raise
         except Exception as error:
             bar.write(f"shard {shard} failed: {_line(error)}", file=sys.stderr)
             raise
@@ -116,7 +118,9 @@ def _settings(home: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",  # we say it in a line
+        # failures and interruptions are said here, in a line each
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_CLI_PROMPT": "false",
     }.items():
