@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pipeline import reference, stage
-from pipeline.prepare import IMAGES
 from rfpp_core import build, data, features, metrics, noise, params, runtime, schedules
 from rfpp_core.params import Evaluate
 from rfpp_core.sampling import Flow, Recipe
@@ -46,7 +45,7 @@ def run(name: str) -> None:
         rows.append(row_of(recipe, section.n, np.array(found)))
         means[f"nfe{recipe.nfe}"] = rows[-1]["fd_classifier"]
     stage.write_csv(Path(f"curves/{name}.csv"), rows)
-    x = data.to_float(torch.from_numpy(data.read(IMAGES, "held_out").images)).to(device)
+    x = data.to_float(torch.from_numpy(data.read(stage.IMAGES, "held_out").images)).to(device)
     provenance = flow.about["provenance"]
     stage.write_json(Path(f"metrics/{name}.json"), {
         "fd_classifier": {

@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline import stage
-from rfpp_core import data, params
-from rfpp_core.pairs import replace_tree
+import numpy as np
+from tqdm import tqdm
 
-IMAGES = Path("data/images.zarr")
+from pipeline import stage
+from rfpp_core import files, params, sources
+from rfpp_core.errors import UserError
 
 
 def run() -> None:
     config = params.load()
     stage.check_builds()
-    images = data.digits()
-    parts = data.split(images, config.dataset.held_out, config.seed)
-    building = IMAGES.with_name(".images.zarr.partial")
+    section = config.dataset
+    source = source_of(section)
+    if config.network.conditional and not source.classes:
+        raise UserError("network.conditional needs labels: put the images in a folder per class, "
+                        "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
+    held_out = source.held_out
+    if held_out is None:
+        held_out = sources.held_out_mask(source.labels, section.held_out, config.seed)
+    building = stage.IMAGES.with_name(".images.zarr.partial")
     shutil.rmtree(building, ignore_errors=True)
-    data.write(building, parts, name=config.dataset.name)
-    replace_tree(building, IMAGES)
-    sizes = ", ".join(
-        f"{len(part.labels)} {name.replace('_', '-')}" for name, part in parts.items()
-    )
-    print(f"{config.dataset.name}: {sizes} images of shape {images.images.shape[1:]}")
+    corrupt = sources.write(building, source, held_out, section.skip_corrupt, _bar,
+                            name=section.name)  # fmt: skip
+    files.replace_tree(building, stage.IMAGES)
+    for line in corrupt:
+        print(f"skipped {line}")
+    print(f"{section.name}: {(~held_out).sum()} train, {held_out.sum()} held-out images, "
+          f"{len(corrupt)} of them skipped, {len(source.classes)} classes")  # fmt: skip
+
+
+def source_of(section: params.Dataset) -> sources.Source:
+    """The images that the params name, at most ``limit`` of them, spread over the set."""
+    match section.name:
+        case "digits":
+            source = sources.digits()
+        case "cifar10":
+            source = sources.cifar10(Path(section.path or stage.work() / "cifar10"))
+        case "folder":
+            labels = None if section.labels == "none" else section.labels
+            source = sources.folder(
+                Path(section.path or ""), section.channels, section.resolution, labels
+            )
+    if section.limit is None or len(source.keys) <= section.limit:
+        return source
+    return source.take(np.linspace(0, len(source.keys) - 1, section.limit).round().astype(int))
+
+
+def _bar(indices: Iterable[int]) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(indices, desc="prepare", unit="img", disable=None, mininterval=1)
+    return bar
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from pipeline import stage, training
-from pipeline.prepare import IMAGES
 from rfpp_core import build, couplings, data, params
 from rfpp_core.couplings import Coupling
 
 
 def job() -> training.Job:
-    config, about = params.load(), data.about(IMAGES)
+    config, about = params.load(), data.about(stage.IMAGES)
     return training.Job(
         name="pretrain",
         params=config,
@@ -26,7 +25,7 @@ def job() -> training.Job:
 
 
 def load() -> tuple[Tensor, Tensor | None, Coupling, None]:
-    part, conditional = data.read(IMAGES, "train"), params.load().network.conditional
+    part, conditional = data.read(stage.IMAGES, "train"), params.load().network.conditional
     labels = torch.from_numpy(part.labels).long() if conditional else None
     return torch.from_numpy(part.images), labels, couplings.independent, None
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import stage
-from pipeline.prepare import IMAGES
 from rfpp_core import checkpoint, data, features, files, metrics, params
 from rfpp_core.noise import subkey, uniform
 
@@ -25,9 +24,9 @@ REFERENCE = Path("data/reference.npz")
 def run() -> None:
     config = params.load()
     about, train, held = (
-        data.about(IMAGES),
-        data.read(IMAGES, "train"),
-        data.read(IMAGES, "held_out"),
+        data.about(stage.IMAGES),
+        data.read(stage.IMAGES, "train"),
+        data.read(stage.IMAGES, "held_out"),
     )
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     section = config.features

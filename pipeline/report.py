@@ -18,8 +18,7 @@ import torch
 import yaml
 
 from pipeline import stage
-from rfpp_core import build, checkpoint, params
-from rfpp_core.pairs import replace_tree
+from rfpp_core import build, checkpoint, files, params
 
 REPORT = Path("report")
 STYLE = """
@@ -72,7 +71,7 @@ def run() -> None:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>rfpp report</title>"
         f"<style>{STYLE}</style>{''.join(page)}</html>\n"
     )
-    replace_tree(building, REPORT)
+    files.replace_tree(building, REPORT)
     print(f"report: open {REPORT / 'index.html'}")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from rfpp_core import files
 from rfpp_core.errors import UserError
 
+IMAGES = Path("data/images.zarr")
 TRAINING_ROOMS = (
     "flow", "precond", "couplings", "timesteps", "losses", "noise", "nets/layers",
     "nets/small_unet", "loader", "trainer", "ema",
@@ -134,12 +135,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def publish(source: Path, target: Path) -> None:
     """Links (else copies) a finished file into place by a rename; the source stays."""
-    from rfpp_core.pairs import link
-
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.partial")
     part.unlink(missing_ok=True)
-    link(source, part)
+    files.link(source, part)
     os.replace(part, target)
 
 

@@ -295,10 +295,10 @@ class PairStore:
         other = PairStore.create(building, self.spec, n)
         for k in range(other.shards):
             for path in (*self.shard_files(k), self._marker_path(k)):
-                link(path, building / path.relative_to(self.path))
+                files.link(path, building / path.relative_to(self.path))
         if lost := PairStore.open(building).missing():
             raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
-        replace_tree(building, target)
+        files.replace_tree(building, target)
 
     def shard_files(self, shard: int) -> tuple[Path, Path]:
         """Where Zarr keeps a shard's images and labels."""
@@ -307,24 +307,6 @@ class PairStore:
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard link, or a copy where the file system has none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def replace_tree(building: Path, target: Path) -> None:
-    """Renames a finished directory to ``target``, moving away what is there."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    building.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _grow(path: Path, n: int) -> None:
