@@ -20,8 +20,12 @@ from rfpp_core.params import Evaluate
 from rfpp_core.sampling import Flow, Recipe
 from rfpp_core.solvers import steps_for, trajectory
 
+METRICS = ("fd_classifier", "kid", "precision", "recall")
+HEADLINES = ("fd_classifier", "agreement")  # what the metrics file shows; the rest is in the CSV
 ROUND_TRIP_NFE = 8
 SHOWN = 64
+
+Row = dict[str, Any]
 
 
 def run(name: str) -> None:
@@ -30,28 +34,22 @@ def run(name: str) -> None:
     runtime.exact()
     net, real = reference.load_net(), np.load(reference.REFERENCE)
     flow = build.load_flow(f"models/{name}.safetensors", device)
-    train = real["train"]
-    rows, means = [], {}
+    rows: list[Row] = []
     first = flow.about["provenance"]["stage"] == "pretrain"
     for recipe, seeds in recipes(section, section.teacher_seeds if first else 1):
-        found = []
-        for i in range(seeds):
-            key = noise.subkey(config.seed, f"evaluate {i}")
-            images = data.to_uint8(
-                flow.from_noise_key(key, section.n, recipe, _y(flow, key, section.n))
-            )
-            fake = features.extract(net, images)
-            found.append(reference.distances(train, fake, section.neighbours))
-        rows.append(row_of(recipe, section.n, np.array(found)))
-        means[f"nfe{recipe.nfe}"] = rows[-1]["fd_classifier"]
+        found = [measure(flow, net, real["train"], recipe, config, i) for i in range(seeds)]
+        rows.append(row_of(recipe, section.n, found))
+    means = {name: {f"nfe{row['nfe']}": row[name] for row in rows} for name in HEADLINES
+             if name in rows[0]}  # fmt: skip
     stage.write_csv(Path(f"curves/{name}.csv"), rows)
     x = data.to_float(torch.from_numpy(data.read(stage.IMAGES, "held_out").images)).to(device)
     provenance = flow.about["provenance"]
     stage.write_json(Path(f"metrics/{name}.json"), {
+        **means,
         "fd_classifier": {
             "floor": _round(real["floor"][:, 0].mean()),
             "held_out": _round(real["held_out_row"][:, 0].mean()),
-            **means,
+            **means["fd_classifier"],
         },
         "straightness": _round(straightness(flow, config)),
         "round_trip": _round(round_trip(flow, x, section.solver)),
@@ -69,13 +67,33 @@ def recipes(section: Evaluate, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
     return [*few, (Recipe("heun", section.teacher_nfe), many_seeds)]
 
 
-def row_of(recipe: Recipe, n: int, found: np.ndarray[Any, Any]) -> dict[str, Any]:
+def measure(
+    flow: Flow,
+    net: features.Classifier,
+    train: np.ndarray[Any, Any],
+    recipe: Recipe,
+    config: params.Params,
+    seed: int,
+) -> dict[str, float]:
+    """Every metric of one set of samples; for a conditional flow also how often the classifier
+    sees the label that was asked for."""
+    section, key = config.evaluate, noise.subkey(config.seed, f"evaluate {seed}")
+    y = _y(flow, key, section.n)
+    images = data.to_uint8(flow.from_noise_key(key, section.n, recipe, y))
+    values = reference.distances(train, features.extract(net, images), section.neighbours)
+    found = dict(zip(METRICS, values, strict=True))
+    if y is not None:
+        found["agreement"] = features.accuracy(net, data.Images(images.numpy(), y.numpy()))
+    return found
+
+
+def row_of(recipe: Recipe, n: int, found: list[dict[str, float]]) -> Row:
     """A line of the curves CSV: means and deviations over sampling seeds."""
-    mean = found.mean(0)
-    spread = found.std(0, ddof=1) if len(found) > 1 else np.full(4, np.nan)
-    row: dict[str, Any] = {"nfe": recipe.nfe, "solver": recipe.solver, "n": n, "seeds": len(found)}
-    for i, name in enumerate(("fd_classifier", "kid", "precision", "recall")):
-        row |= {name: _round(mean[i]), f"{name}_std": _round(spread[i])}
+    row: Row = {"nfe": recipe.nfe, "solver": recipe.solver, "n": n, "seeds": len(found)}
+    for name in found[0]:
+        values = np.array([sample[name] for sample in found])
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        row |= {name: _round(values.mean()), f"{name}_std": _round(spread)}
     return row
 
 
@@ -102,14 +120,18 @@ def speed(flow: Flow, section: Evaluate) -> float:
 
 
 def pictures(flow: Flow, name: str, config: params.Params) -> None:
-    """Sample grids per NFE and trajectories as PNG, from the same noise for every flow."""
+    """Sample grids per NFE and trajectories as PNG, from the same noise for every flow.
+
+    Those of a conditional flow show a class a row.
+    """
     key = noise.subkey(config.seed, "pictures")
+    shown = max(SHOWN, 8 * min(flow.classes, 16))
+    labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
     for recipe, _ in recipes(config.evaluate):
-        images = flow.from_noise_key(key, SHOWN, recipe, _y(flow, key, SHOWN))
+        images = flow.from_noise_key(key, shown, recipe, labels)
         save_grid(images, Path(f"samples/{name}/nfe{recipe.nfe}.png"), 8)
     z = noise.normal(key, torch.arange(8), flow.shape).to(flow.device)
-    y = _y(flow, key, 8)
-    y = None if y is None else y.to(flow.device)
+    y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
     with torch.inference_mode():
         states = list(trajectory(flow.field, z, schedules.uniform(10), "euler", "full", y))
     strip = torch.stack(states, dim=1).flatten(0, 1)

@@ -97,7 +97,9 @@ def _summary(config: params.Params, metrics: dict[str, Any], features: dict[str,
 
 
 def _table(curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
-    head = ("", "NFE", "solver", *NAMES.values(), "n", "seeds")
+    agreement = "agreement" in curves["flow1"][0]
+    shown = {**NAMES, **({"agreement": "label agreement"} if agreement else {})}
+    head = ("", "NFE", "solver", *shown.values(), "n", "seeds")
     n = curves["flow1"][0]["n"]
     body: list[Sequence[str]] = []
     for name, key in (("floor: training images", "floor"), ("held-out images", "held_out_row")):
@@ -105,10 +107,11 @@ def _table(curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
         row: Row = {metric: str(mean) for metric, mean in zip(NAMES, rows.mean(0), strict=True)}
         spread = rows.std(0, ddof=1) if len(rows) > 1 else [""] * len(NAMES)
         row |= {f"{metric}_std": str(std) for metric, std in zip(NAMES, spread, strict=True)}
-        body.append((name, "", "", *(_spread(row, m) for m in NAMES), n, str(len(rows))))
+        cells = [_spread(row, metric) for metric in shown]
+        body.append((name, "", "", *cells, n, str(len(rows))))
     for flow, rows in curves.items():
         for row in rows:
-            cells = [_spread(row, metric) for metric in NAMES]
+            cells = [_spread(row, metric) for metric in shown]
             body.append((flow, row["nfe"], row["solver"], *cells, row["n"], row["seeds"]))
     return _html_table(head, body) + (
         "<p class=note>± is the deviation over sampling seeds, or bootstraps in the real rows. "
@@ -197,6 +200,8 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _spread(row: Row, name: str) -> str:
+    if name not in row:
+        return ""
     spread = row[f"{name}_std"]
     return f"{float(row[name]):.4g}" + (f" ± {float(spread):.2g}" if spread else "")
 

@@ -22,10 +22,10 @@ Split = Literal["train", "held_out"]
 
 
 class Images(NamedTuple):
-    """uint8 images (N, C, H, W) and int16 labels (N,)."""
+    """uint8 images (N, C, H, W) and integer labels (N,)."""
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int16]
+    labels: NDArray[np.integer[Any]]
 
 
 def to_uint8(x: Tensor) -> Tensor:

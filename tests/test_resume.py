@@ -253,6 +253,8 @@ def test_conditional_with_guidance(tmp_path):
     assert (store.spec.classes, store.spec.guidance) == (10, 1.5)
     metrics = json.loads((project.path / "metrics/flow2.json").read_text())
     assert metrics["budget"] == 1200 * 5 * 2 + 3 * 100 * 64  # two evaluations a guided call
+    assert set(metrics["agreement"]) == {"nfe1", "nfe2", "nfe5"}
+    assert 0 <= metrics["agreement"]["nfe1"] <= 1
     out = project.path / "three.png"
     project.rfpp("sample", "--label", "3", "--n", "4", "--out", str(out))
     assert out.exists()
