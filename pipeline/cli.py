@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ def preset(
     name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
     out: Annotated[Path, typer.Option(help="where to put it")] = Path("params.yaml"),
 ) -> None:
-    """Puts a complete params file in place; an edited one is kept as params.yaml.bak."""
+    """Puts a complete params file in place; an edited one is kept as params.yaml.bak1, ..."""
     from rfpp_core import params
 
     there = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -39,8 +40,9 @@ def preset(
     params.load(source)
     known = {path.read_bytes() for path in PRESETS.glob("*.yaml")}
     if out.exists() and out.read_bytes() not in known:
-        shutil.copy(out, f"{out}.bak")
-        print(f"your {out} is kept as {out}.bak")
+        kept = next(p for i in count(1) if not (p := Path(f"{out}.bak{i}")).exists())
+        shutil.copy(out, kept)
+        print(f"your {out} is kept as {kept}")
     shutil.copy(source, out)
     print(f"{out} is now preset {name}; `dvc repro` runs it")
 
@@ -61,7 +63,7 @@ def sample(
 
     from pipeline.evaluate import save_grid
     from rfpp_core import build, runtime
-    from rfpp_core.data import to_uint8
+    from rfpp_core.pixels import to_uint8
     from rfpp_core.sampling import Recipe
 
     if out.suffix not in (".png", ".npz"):
@@ -70,13 +72,15 @@ def sample(
     solver = solver or ("euler" if nfe <= 8 else "heun")
     labels = None if label is None else [label]
     recipe = Recipe(solver, nfe, guidance=guidance)
+    if guidance != 1 and not flow.classes:
+        raise UserError("guidance needs a flow trained with labels (network.conditional: true)")
     images = flow.sample(n, nfe, seed, labels, recipe)
     if out.suffix == ".png":
         save_grid(images, out, columns=max(1, round(n**0.5)))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         np.savez(out, images=to_uint8(images).numpy())
-    print(f"{n} images at {nfe} NFE from {model} -> {out}")
+    print(f"{n} images at {recipe.forwards} NFE from {model} -> {out}")
 
 
 @pairs_app.command("verify")
@@ -118,8 +122,8 @@ def work_adopt(
     note: dict[str, Any] = {"why": why}
     target = path
     if "code" in document:
-        now = stage.code_digests(list(document["code"]))
-        note["rooms"] = sorted(r for r in now if now[r] != document["code"][r])
+        now, then = stage.code_digests(), document["code"]
+        note["rooms"] = sorted(r for r in now.keys() | then.keys() if now.get(r) != then.get(r))
         if not note["rooms"]:
             raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
         document["code"] = now
@@ -127,7 +131,7 @@ def work_adopt(
         if target.exists():
             raise UserError(f"there is newer work at {target.parent.name}/{target.name}; "
                             f"`rfpp work clean` it first")  # fmt: skip
-    with stage.locked(path / "lock", name):
+    with stage.locked(stage.lock_of(path), name):
         _adopt(path, document, note)
         if target != path:
             path.rename(target)
@@ -150,7 +154,7 @@ def work_clean(
 ) -> None:
     """Removes staged work; results that DVC tracks are not touched."""
     for path in [_find(name)] if name else _staged():
-        with stage.locked(path / "lock", path.name):
+        with stage.locked(stage.lock_of(path), path.name):
             shutil.rmtree(path)
         print(f"removed {path.parent.name}/{path.name}")
 
@@ -173,8 +177,7 @@ def _state(path: Path, document: dict[str, Any]) -> str:
     done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
     states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
     finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    code = stage.code_digests(list(document.get("code", {})))
-    stale = "" if code == document.get("code", {}) else " (made by other code)"
+    stale = "" if stage.code_digests() == document["code"] else " (made by other code)"
     return f"{finished}state at step {states[-1] if states else 0}{stale}"
 
 

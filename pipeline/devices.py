@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -63,19 +64,25 @@ def devices() -> list[str]:
     """Device of each worker: what ``RFPP_DEVICES`` lists, else every CUDA device, else the CPU.
 
     Raises:
-        UserError: if ``RFPP_WORKERS`` is not a positive number.
+        UserError: if a name is not ``cpu`` or ``cuda:<index>``, there is no such device, or
+            ``RFPP_WORKERS`` is not a positive whole number.
     """
-    if given := os.environ.get("RFPP_DEVICES"):
-        names = [name.strip() for name in given.split(",") if name.strip()]
-    else:
+    given = os.environ.get("RFPP_DEVICES", "")
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if wrong := [name for name in names if not re.fullmatch(r"cpu|cuda:\d+", name)]:
+        raise UserError(f"RFPP_DEVICES has '{wrong[0]}'; it lists devices such as cuda:0,cuda:1")
+    if names != ["cpu"]:
         import torch
 
-        names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+        count = torch.cuda.device_count()
+        if lost := [n for n in names if n != "cpu" and int(n[5:]) >= count]:
+            raise UserError(f"RFPP_DEVICES has '{lost[0]}' but there are {count} CUDA device(s)")
+        names = names or [f"cuda:{i}" for i in range(count)] or ["cpu"]
     if names != ["cpu"]:
         return names
     workers = os.environ.get("RFPP_WORKERS", "1")
     if not workers.isdigit() or int(workers) < 1:
-        raise UserError(f"RFPP_WORKERS is '{workers}'; it must be a number of at least 1")
+        raise UserError(f"RFPP_WORKERS is '{workers}'; it must be a whole number of at least 1")
     return ["cpu"] * int(workers)
 
 
@@ -89,6 +96,7 @@ class ProcessPool:
         )
         self.threads = threads
         self.executors: dict[int, ProcessPoolExecutor] = {}
+        self.lock = threading.Lock()
         self.free: Queue[int] = Queue()
         for slot in range(self.size):
             self.free.put(slot)
@@ -103,25 +111,31 @@ class ProcessPool:
         """
         slot = self.free.get()
         try:
-            if self.closed:
-                raise Closed("the worker pool is closed")
-            future: Future[Any] = self._executor(slot).submit(_run, target, args)
-            return future.result(timeout)
-        except (BrokenProcessPool, TimeoutError, RuntimeError) as error:
-            if isinstance(error, Closed) or not _is_pool_failure(error):
+            return self._submit(slot, target, args).result(timeout)
+        except Exception as error:
+            if isinstance(error, Closed) or not _spoils_the_worker(error):
                 raise
             self._kill(slot)
             if self.closed:
                 raise Closed("the worker pool is closed") from None
+            if not isinstance(error, BrokenProcessPool | TimeoutError):
+                raise
             late = isinstance(error, TimeoutError)
             why = f"took over {timeout} s and was stopped" if late else "was killed"
             raise WorkerDied(f"the worker on {self.names[slot]} {why}") from None
         finally:
             self.free.put(slot)
 
+    def _submit(self, slot: int, target: str, args: tuple[Any, ...]) -> Future[Any]:
+        with self.lock:
+            if self.closed:
+                raise Closed("the worker pool is closed")
+            return self._executor(slot).submit(_run, target, args)
+
     def close(self, kill: bool = False) -> None:
         """Ends all workers; with ``kill`` at once, else when idle."""
-        self.closed = True
+        with self.lock:
+            self.closed = True
         for slot in list(self.executors):
             if kill:
                 self._kill(slot)
@@ -156,8 +170,13 @@ class DaskPool:
         except ModuleNotFoundError:
             raise UserError("RFPP_DASK is set but Dask is not installed; "
                             "`pip install .[dask]`") from None  # fmt: skip
-        self.client = distributed.Client(address)
-        self.size = max(1, sum(self.client.nthreads().values()))
+        try:
+            self.client = distributed.Client(address, timeout="30s")
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UserError(f"RFPP_DASK: no scheduler answers at {address} ({error})") from None
+        self.size = sum(self.client.nthreads().values())
+        if not self.size:
+            raise UserError(f"RFPP_DASK: the scheduler at {address} has no workers")
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:
         future = self.client.submit(_run, target, args, pure=False)
@@ -167,15 +186,16 @@ class DaskPool:
         self.client.close()
 
 
-def _is_pool_failure(error: BaseException) -> bool:
-    own = isinstance(error, BrokenProcessPool | TimeoutError)
-    return own or "cannot schedule new futures" in str(error)
+def _spoils_the_worker(error: Exception) -> bool:
+    """Whether the worker is gone, stuck, or left with a CUDA context that fails every call."""
+    return isinstance(error, BrokenProcessPool | TimeoutError) or "CUDA" in str(error)
 
 
 def _start_worker(name: str, threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if name.startswith("cuda"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = name.partition(":")[2] or "0"
+        index, visible = int(name[5:]), os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
         os.environ["RFPP_DEVICE"] = "cuda"
     else:
         os.environ["RFPP_DEVICE"] = name

@@ -15,12 +15,23 @@ import torch
 from torch import Tensor
 
 from pipeline import reference, stage
-from rfpp_core import build, data, features, metrics, noise, params, runtime, schedules
+from rfpp_core import (
+    build,
+    data,
+    features,
+    files,
+    metrics,
+    noise,
+    params,
+    pixels,
+    runtime,
+    schedules,
+)
 from rfpp_core.params import Evaluate
 from rfpp_core.sampling import Flow, Recipe
 from rfpp_core.solvers import steps_for, trajectory
 
-METRICS = ("fd_classifier", "kid", "precision", "recall")
+METRICS = ("fd_classifier", "fd_classifier_held_out", "kid", "precision", "recall")
 HEADLINES = ("fd_classifier", "agreement")  # what the metrics file shows; the rest is in the CSV
 ROUND_TRIP_NFE = 8
 SHOWN = 64
@@ -32,17 +43,17 @@ def run(name: str) -> None:
     config = params.load()
     section, device = config.evaluate, runtime.device()
     runtime.exact()
-    net, real = reference.load_net(), np.load(reference.REFERENCE)
+    net, real = reference.load_net(), dict(np.load(reference.REFERENCE))
     flow = build.load_flow(f"models/{name}.safetensors", device)
     rows: list[Row] = []
     first = flow.about["provenance"]["stage"] == "pretrain"
     for recipe, seeds in recipes(section, section.teacher_seeds if first else 1):
-        found = [measure(flow, net, real["train"], recipe, config, i) for i in range(seeds)]
+        found = [measure(flow, net, real, recipe, config, i) for i in range(seeds)]
         rows.append(row_of(recipe, section.n, found))
     means = {name: {f"nfe{row['nfe']}": row[name] for row in rows} for name in HEADLINES
              if name in rows[0]}  # fmt: skip
     stage.write_csv(Path(f"curves/{name}.csv"), rows)
-    x = data.to_float(torch.from_numpy(data.read(stage.IMAGES, "held_out").images)).to(device)
+    held_out = data.read(stage.IMAGES, "held_out")
     provenance = flow.about["provenance"]
     stage.write_json(Path(f"metrics/{name}.json"), {
         **means,
@@ -52,7 +63,7 @@ def run(name: str) -> None:
             **means["fd_classifier"],
         },
         "straightness": _round(straightness(flow, config)),
-        "round_trip": _round(round_trip(flow, x, section.solver)),
+        "round_trip": _round(round_trip(flow, held_out, section.solver)),
         "images_per_second_nfe1": round(speed(flow, section)),
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],
@@ -70,7 +81,7 @@ def recipes(section: Evaluate, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
 def measure(
     flow: Flow,
     net: features.Classifier,
-    train: np.ndarray[Any, Any],
+    real: reference.Split,
     recipe: Recipe,
     config: params.Params,
     seed: int,
@@ -79,8 +90,8 @@ def measure(
     sees the label that was asked for."""
     section, key = config.evaluate, noise.subkey(config.seed, f"evaluate {seed}")
     y = _y(flow, key, section.n)
-    images = data.to_uint8(flow.from_noise_key(key, section.n, recipe, y))
-    values = reference.distances(train, features.extract(net, images), section.neighbours)
+    images = pixels.to_uint8(flow.from_noise_key(key, section.n, recipe, y))
+    values = reference.distances(real, features.extract(net, images), section.neighbours)
     found = dict(zip(METRICS, values, strict=True))
     if y is not None:
         found["agreement"] = features.accuracy(net, data.Images(images.numpy(), y.numpy()))
@@ -104,11 +115,13 @@ def straightness(flow: Flow, config: params.Params) -> float:
     return metrics.straightness(flow.field, z, None if y is None else y.to(flow.device))
 
 
-def round_trip(flow: Flow, x: Tensor, solver: str) -> float:
+def round_trip(flow: Flow, held_out: data.Images, solver: str) -> float:
     """Mean square error of image -> noise -> image at 8 evaluations each way."""
     solver = "euler" if solver.startswith("anchored") else solver
     steps, _ = steps_for(solver, ROUND_TRIP_NFE)
-    return metrics.round_trip(flow.field, x, solver, schedules.uniform(steps))
+    x = pixels.to_float(torch.from_numpy(held_out.images)).to(flow.device)
+    y = torch.from_numpy(held_out.labels).long().to(flow.device) if flow.classes else None
+    return metrics.round_trip(flow.field, x, solver, schedules.uniform(steps), y)
 
 
 def speed(flow: Flow, section: Evaluate) -> float:
@@ -144,10 +157,10 @@ def save_grid(images: Tensor, path: Path, columns: int, side: int = 32) -> None:
     from torchvision.utils import make_grid
 
     scale = max(1, side // images.shape[-1])
-    big = data.to_uint8(images.cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    big = pixels.to_uint8(images.cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(big, columns, padding=2, pad_value=128)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    files.write_atomic(path, lambda part: image.save(part, "PNG"))
 
 
 def _y(flow: Flow, key: int, n: int) -> Tensor | None:

@@ -5,16 +5,19 @@ The top level stays light: spawned workers import this module again.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import stage
 from rfpp_core.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.devices import Pool
+    from rfpp_core.pairs import PairSpec, PairStore
+
 TOLERATED_SHARE, TOLERATED_LEVELS = 0.01, 1.0  # of pixels, of 255: another model of GPU
 
 
-def spec_of(k: str) -> Any:
+def spec_of(k: str) -> PairSpec:
     """The PairSpec of a round, from params and the teacher's file."""
     from pipeline import reflow, training
     from rfpp_core import checkpoint, params
@@ -22,7 +25,7 @@ def spec_of(k: str) -> Any:
 
     config = params.load()
     path, generate = reflow.teacher_path(config, k), config.generate
-    digest = training.digest_of_model(path, "dvc repro")
+    digest = training.digest_of_model(path)
     arch = checkpoint.load(path).about["architecture"]
     return PairSpec(
         teacher=digest,
@@ -38,9 +41,11 @@ def spec_of(k: str) -> Any:
     )
 
 
-def identity_of(k: str) -> dict[str, Any]:
-    document: dict[str, Any] = spec_of(k).identity
-    return document
+def asked(k: str) -> dict[str, Any]:
+    """The identity and n: all that DVC will record with the result."""
+    from rfpp_core import params
+
+    return {**spec_of(k).identity, "n": params.load().generate.n}
 
 
 def run(k: str) -> None:
@@ -53,9 +58,10 @@ def run(k: str) -> None:
 
     config = params.load()
     n, teacher = config.generate.n, str(reflow.teacher_path(config, k).resolve())
-    spec = spec_of(k)
+    before, spec = asked(k), spec_of(k)
     with stage.staging("pairs", spec.identity) as work:
         store = PairStore.create(work.path / "pairs.zarr", spec, n)
+        drop_damaged(store)
         kept = [shard for shard in store.committed() if shard * spec.shard < n]
         missing = [shard for shard in store.missing() if shard * spec.shard < n]
         pool = devices.open_pool()
@@ -71,22 +77,35 @@ def run(k: str) -> None:
             pool.close(kill=True)
             raise
         pool.close()
-        work.confirm(partial(identity_of, k))
-        PairStore.open(store.path).publish(reflow.pairs_path(k), n)
+        stage.confirm(before, asked(k))
+        PairStore.open(store.path).publish(reflow.pairs_path(k), n, work.adopted)
 
 
-def check_witness(pool: Any, store: Any, teacher: str, shard: int, work: stage.Staging) -> None:
-    """Refuses to mix kept shards with images that the code would make otherwise today."""
-    share, levels = pool.call("pipeline.shards:witness", str(store.path), teacher, shard)
-    other_device = "cuda" in store.marker(shard).get("device", "")
-    limits = (TOLERATED_SHARE, TOLERATED_LEVELS) if other_device else (0.0, 0.0)
-    if (share <= limits[0] and levels <= limits[1]) or work.adopted:
+def drop_damaged(store: PairStore) -> None:
+    """Forgets kept shards whose files are not what was committed; they are made again."""
+    for shard in store.committed():
+        if wrong := store.damage(shard):
+            print(f"pairs: shard {shard} is made again: {wrong}")
+            store.forget(shard)
+
+
+def check_witness(
+    pool: Pool, store: PairStore, teacher: str, shard: int, work: stage.Staging
+) -> None:
+    """Refuses to mix kept shards with images that the code would make otherwise today.
+
+    Another machine may round a pixel otherwise; other images that ``rfpp work adopt`` accepted
+    are known by the digest of this micro-batch.
+    """
+    found = pool.call("pipeline.shards:witness", str(store.path), teacher, shard)
+    share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, TOLERATED_LEVELS)
+    if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
         return
     raise UserError(
         f"the code now makes other images than those kept in {work.path} (shard {shard}: "
-        f"{share:.1%} of pixels differ, by up to {levels:.0f} levels); `rfpp work clean "
-        f"pairs/{work.path.name}` makes them anew, `rfpp work adopt pairs/{work.path.name}` "
-        f"keeps them"
+        f"{found.share:.1%} of pixels differ, by up to {found.levels:.0f} levels); `rfpp work "
+        f"clean pairs/{work.path.name}` makes them anew, `rfpp work adopt pairs/"
+        f"{work.path.name}` keeps them"
     )
 
 

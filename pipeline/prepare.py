@@ -24,7 +24,7 @@ def run() -> None:
                         "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
     held_out = source.held_out
     if held_out is None:
-        held_out = sources.held_out_mask(source.labels, section.held_out, config.seed)
+        held_out = sources.held_out_mask(source.labels, section.held_out, section.seed)
     building = stage.IMAGES.with_name(".images.zarr.partial")
     shutil.rmtree(building, ignore_errors=True)
     corrupt = sources.write(building, source, held_out, section.skip_corrupt, _bar,

@@ -20,6 +20,8 @@ from rfpp_core.noise import subkey, uniform
 NET = Path("models/features.safetensors")
 REFERENCE = Path("data/reference.npz")
 
+Split = dict[str, NDArray[np.float64]]  # features (N, 64) by split
+
 
 def run() -> None:
     config = params.load()
@@ -31,7 +33,7 @@ def run() -> None:
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     section = config.features
     net = features.train_classifier(
-        train, about["classes"], section.steps, section.batch, section.lr, config.seed
+        train, about["classes"], section.steps, section.batch, section.lr, config.dataset.seed
     )
     accuracy = features.accuracy(net, held)
     print(f"classifier: held-out accuracy {accuracy:.4f}")
@@ -41,7 +43,7 @@ def run() -> None:
         "classes": about["classes"],
         "held_out_accuracy": accuracy,
         "images": about["digest"],
-        "seed": config.seed,
+        "seed": config.dataset.seed,
     }
     checkpoint.save(NET, net.state_dict(), document)
     real = {name: features.extract(net, torch.from_numpy(part.images))
@@ -51,27 +53,41 @@ def run() -> None:
     files.write_atomic(REFERENCE, lambda part: part.write_bytes(buffer.getvalue()))
 
 
-def _real_rows(
-    real: dict[str, NDArray[np.float64]], config: params.Params
-) -> dict[str, NDArray[np.float64]]:
-    """Per metric: the training set bootstrapped at n, and the held-out set at n, against train."""
+def _real_rows(real: Split, config: params.Params) -> Split:
+    """Metrics of real images: the training set (floor) and the held-out set.
+
+    Frechet distances are those of bootstraps of n images.  A bootstrap repeats images, which
+    distorts KID and makes neighbours of copies, so the held-out set's KID, precision and recall
+    are those of its distinct images; the training set against itself has none.
+    """
     rows = {}
+    section = config.evaluate
+    distinct = distances(real, real["held_out"], section.neighbours)
     for row, part in (("floor", "train"), ("held_out_row", "held_out")):
-        draws = [resample(real[part], config.evaluate.n, config.seed, f"{row} {i}")
-                 for i in range(config.evaluate.seeds)]  # fmt: skip
-        k = config.evaluate.neighbours
-        rows[row] = np.array([distances(real["train"], some, k) for some in draws])
+        found = []
+        for i in range(section.seeds):
+            some = resample(real[part], section.n, config.dataset.seed, f"{row} {i}")
+            fd, fd_held_out = (_frechet(real[to], some) for to in ("train", "held_out"))
+            others = distinct[2:] if part == "held_out" else (np.nan,) * 3
+            found.append((fd, fd_held_out, *others))
+        rows[row] = np.array(found)
     return rows
 
 
 def distances(
-    train: NDArray[np.float64], fake: NDArray[np.float64], neighbours: int
-) -> tuple[float, float, float, float]:
-    """Frechet distance, KID on standardised features, precision and recall against train."""
+    real: Split, fake: NDArray[np.float64], neighbours: int
+) -> tuple[float, float, float, float, float]:
+    """Frechet distances to the training and to the held-out split; to the training split also KID
+    on standardised features, precision and recall."""
+    train = real["train"]
     scale = metrics.standardizer(train)
-    fd = metrics.frechet(metrics.gaussian(fake), metrics.gaussian(train))
+    kid = metrics.kid(scale(fake), scale(train))
     pr = metrics.precision_recall(train, fake, neighbours)
-    return fd, metrics.kid(scale(fake), scale(train)), *pr
+    return _frechet(train, fake), _frechet(real["held_out"], fake), kid, *pr
+
+
+def _frechet(real: NDArray[np.float64], fake: NDArray[np.float64]) -> float:
+    return metrics.frechet(metrics.gaussian(fake), metrics.gaussian(real))
 
 
 def resample(rows: NDArray[np.float64], n: int, seed: int, purpose: str) -> NDArray[np.float64]:

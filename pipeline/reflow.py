@@ -13,6 +13,7 @@ from rfpp_core import checkpoint, couplings, params
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
+from rfpp_core.sampling import Recipe
 
 
 def round_of(config: params.Params, k: str) -> params.Round:
@@ -34,28 +35,29 @@ def teacher_path(config: params.Params, k: str) -> Path:
 def job(k: str) -> training.Job:
     config = params.load()
     teacher = teacher_path(config, k)
-    digest = training.digest_of_model(teacher, "dvc repro")
+    digest = training.digest_of_model(teacher)
     about = checkpoint.load(teacher).about
     store = PairStore.open(pairs_path(k))
     if store.spec.teacher != digest:
         raise UserError(f"{pairs_path(k)} was made by another teacher than {teacher}; "
                         f"run `dvc repro generate@{k}`")  # fmt: skip
-    cost = 2 if store.spec.guidance != 1 and store.spec.classes else 1
+    guidance = store.spec.guidance if store.spec.classes else 1.0
     return training.Job(
         name=f"reflow@{k}",
         params=config,
         section=config.reflow,
-        data={"pairs": store.digest(), "n": store.n},
+        data={"pairs": store.digest(decode=False), "n": store.n},
         architecture=about["architecture"],
         parents={"teacher": digest},
-        forwards=store.n * store.spec.nfe * cost,
+        forwards=store.n * Recipe(store.spec.solver, store.spec.nfe, guidance=guidance).forwards,
         inherited=about["provenance"]["budget_with_ancestors"],
+        adopted=tuple(store.adopted),
     )
 
 
 def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config, store = params.load(), PairStore.open(pairs_path(k))
-    images, labels = store.read(0, store.n)
+    images, labels = store.read_all()
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None

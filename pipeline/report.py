@@ -33,8 +33,13 @@ pre{background:#f6f6f6;padding:.8rem;overflow:auto;font-size:.8rem}.note{color:#
 """
 
 Row = dict[str, str]
-NAMES = {"fd_classifier": "fd_classifier", "kid": "KID", "precision": "precision",
-         "recall": "recall"}  # fmt: skip
+NAMES = {  # columns of the curves CSV, and what the table calls them
+    "fd_classifier": "fd_classifier",
+    "fd_classifier_held_out": "to held-out",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 def run() -> None:
@@ -92,7 +97,8 @@ def _summary(config: params.Params, metrics: dict[str, Any], features: dict[str,
         f"<p class=note>One training seed; means over sampling seeds. Distances are to the "
         f"training split in the features of a classifier (held-out accuracy "
         f"{features['held_out_accuracy']:.3f}), hence fd_classifier, not FID. "
-        f"A claim that one setting beats another needs several training seeds.</p>"
+        f"A claim that one setting beats another needs several training seeds, and one about 1 "
+        f"evaluation a control arm (plain regression at t = 1): `make study` runs both.</p>"
     )
 
 
@@ -105,7 +111,7 @@ def _table(curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
     for name, key in (("floor: training images", "floor"), ("held-out images", "held_out_row")):
         rows = real[key]
         row: Row = {metric: str(mean) for metric, mean in zip(NAMES, rows.mean(0), strict=True)}
-        spread = rows.std(0, ddof=1) if len(rows) > 1 else [""] * len(NAMES)
+        spread = [s if s > 0 else "" for s in rows.std(0, ddof=1 if len(rows) > 1 else 0)]
         row |= {f"{metric}_std": str(std) for metric, std in zip(NAMES, spread, strict=True)}
         cells = [_spread(row, metric) for metric in shown]
         body.append((name, "", "", *cells, n, str(len(rows))))
@@ -115,7 +121,8 @@ def _table(curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
             body.append((flow, row["nfe"], row["solver"], *cells, row["n"], row["seeds"]))
     return _html_table(head, body) + (
         "<p class=note>± is the deviation over sampling seeds, or bootstraps in the real rows. "
-        "Distances are to the training split. KID is on features standardised by it. Heun spends "
+        "Distances are to the training split unless said; KID is on features standardised by it, "
+        "and in the held-out row, as precision and recall, of its distinct images. Heun spends "
         "2N - 1 evaluations on N steps.</p>"
     )
 
@@ -164,7 +171,7 @@ def _plot_losses(path: Path, flows: Iterable[str]) -> None:
     figure, axes = _axes((6, 3.4))
     for flow in flows:
         rows = _csv(Path(f"curves/{flow}_loss.csv"))
-        name = next(key for key in rows[0] if key not in ("step", "lr", "grad_norm"))
+        name = list(rows[0])[2]  # after step and loss: the first term
         axes.plot([int(r["step"]) for r in rows], [float(r[name]) for r in rows],
                   label=f"{flow}: {name}")  # fmt: skip
     axes.set(xlabel="step", ylabel="loss", yscale="log")
@@ -203,6 +210,8 @@ def _spread(row: Row, name: str) -> str:
     if name not in row:
         return ""
     spread = row[f"{name}_std"]
+    if row[name] == "nan":
+        return ""
     return f"{float(row[name]):.4g}" + (f" ± {float(spread):.2g}" if spread else "")
 
 

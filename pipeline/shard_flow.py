@@ -50,9 +50,9 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.tasks import exponential_backoff
 
-    timeout = float(os.environ.get("RFPP_SHARD_TIMEOUT") or 0) or None
-    retries = int(os.environ.get("RFPP_RETRIES", "3"))
-    backoff = exponential_backoff(float(os.environ.get("RFPP_RETRY_SECONDS", "2")))
+    timeout = stage.env_number("RFPP_SHARD_TIMEOUT", 0) or None
+    retries = int(stage.env_number("RFPP_RETRIES", 3))
+    backoff = exponential_backoff(stage.env_number("RFPP_RETRY_SECONDS", 2))
     bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
 
     def worth_another_try(task: Any, run: Any, state: Any) -> bool:

@@ -6,18 +6,18 @@ Plain functions of plain arguments; the teacher stays loaded between calls.  No 
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rfpp_core import build, runtime
-from rfpp_core.data import to_uint8
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairSpec, PairStore
+from rfpp_core.pixels import to_uint8
 from rfpp_core.sampling import Flow, Recipe, draw, threads_for
+from rfpp_core.zarr_io import digest_of
 
 
 def make_shard(store_path: str, teacher: str, shard: int) -> int:
@@ -37,23 +37,29 @@ def make_shard(store_path: str, teacher: str, shard: int) -> int:
     )
     y = spec.y(spec.index(start, start + spec.shard))
     labels = np.full(spec.shard, -1, np.int16) if y is None else y.numpy().astype(np.int16)
-    device = str(flow.device)
-    store.commit(shard, np.concatenate(images), labels, device=device, torch=torch.__version__)
+    store.commit(shard, np.concatenate(images), labels, made_by=runtime.signature(flow.device))
     return spec.shard
 
 
-def witness(store_path: str, teacher: str, shard: int) -> list[float]:
-    """Makes the first micro-batch of a committed shard again and compares.
+class Witness(NamedTuple):
+    """A kept micro-batch beside the same one made again today."""
 
-    Returns:
-        The share of pixels that differ and the largest difference in grey levels.
-    """
-    store = PairStore.open(Path(store_path))
+    share: float  # of pixels that differ
+    levels: float  # by how many grey levels at most
+    digest: str  # of the one made today
+    same_machine: bool  # made by the same device, build of torch and instruction set
+
+
+def witness(store_path: str, teacher: str, shard: int) -> Witness:
+    """Makes the first micro-batch of a committed shard again and compares."""
+    store, flow = PairStore.open(Path(store_path)), _teacher(teacher)
     spec = store.spec
     start = shard * spec.shard
     old, _ = store.read(start, start + spec.micro_batch)
-    gap = np.abs(old.astype(np.int16) - micro_batch(_teacher(teacher), spec, start))
-    return [float((gap > 0).mean()), float(gap.max())]
+    new = micro_batch(flow, spec, start)
+    gap = np.abs(old.astype(np.int16) - new)
+    same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
+    return Witness(float((gap > 0).mean()), float(gap.max()), digest_of(new), same)
 
 
 def micro_batch(flow: Flow, spec: PairSpec, start: int) -> NDArray[np.uint8]:
@@ -67,6 +73,4 @@ def micro_batch(flow: Flow, spec: PairSpec, start: int) -> NDArray[np.uint8]:
 @functools.lru_cache(maxsize=1)
 def _teacher(path: str) -> Flow:
     runtime.exact()
-    if threads := os.environ.get("RFPP_THREADS"):
-        torch.set_num_threads(int(threads))
     return build.load_flow(path, runtime.device())

@@ -12,6 +12,7 @@ import ast
 import csv
 import fcntl
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from rfpp_core import files
 from rfpp_core.errors import UserError
 
 IMAGES = Path("data/images.zarr")
+Row = dict[str, Any]  # a line of a CSV
 TRAINING_ROOMS = (
-    "flow", "precond", "couplings", "timesteps", "losses", "noise", "nets/layers",
+    "flow", "pixels", "precond", "couplings", "timesteps", "losses", "noise", "nets/layers",
     "nets/small_unet", "loader", "trainer", "ema",
 )  # fmt: skip
 
@@ -89,12 +91,24 @@ class Staging:
         file = self.path / "adopted.json"
         return list(json.loads(file.read_text())) if file.exists() else []
 
-    def confirm(self, identify: Callable[[], Mapping[str, Any]]) -> None:
-        """Refuses to publish if the identity changed while the stage ran."""
-        before, now = name_of(self.document), name_of(identify())
-        if before != now:
-            raise UserError(f"inputs or code changed during the run (identity {before} is now "
-                            f"{now}); run it again")  # fmt: skip
+    def accepts(self, shard: int, digest: str) -> bool:
+        """Whether images made now instead of those kept were adopted.
+
+        An adoption is of the code as it is then: the first digest seen after it is written down.
+        """
+        notes = self.adopted
+        if notes and "now" not in notes[-1]:
+            notes[-1] |= {"shard": shard, "now": digest}
+            write_json(self.path / "adopted.json", notes)
+        return any(note.get("now") == digest for note in notes)
+
+
+def confirm(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to publish if what was asked for changed while the stage ran."""
+    if files.digest(before) != files.digest(now):
+        names = ", ".join(sorted(k for k in before if before[k] != now.get(k)))
+        raise UserError(f"inputs, params or code changed during the run ({names}; identity "
+                        f"{name_of(before)} is now {name_of(now)}); run it again")  # fmt: skip
 
 
 @contextmanager
@@ -104,11 +118,17 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
     ``document`` is the identity as JSON; it is kept beside the work for people to read.
     """
     path = work() / kind / name_of(document)
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path / "lock", f"{kind} {path.name}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock_of(path), f"{kind} {path.name}"):
+        path.mkdir(exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
         yield Staging(path, document)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of a staged directory: beside it, since the directory may be removed or renamed."""
+    return path.with_name(f"{path.name}.lock")
 
 
 def name_of(document: Mapping[str, Any]) -> str:
@@ -158,24 +178,6 @@ def _syntax(source: str) -> str:
     return ast.dump(tree)
 
 
-class Curve:
-    """A CSV of a training, taken up without duplicate or missing rows."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        """Opens the curve of a run that stands at ``step``; later rows are dropped."""
-        self.path = path
-        self.rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-
-    def add(self, row: Mapping[str, object]) -> None:
-        self.rows.append({name: str(value) for name, value in row.items()})
-
-    def save(self) -> None:
-        write_csv(self.path, self.rows)
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows that share their keys."""
 
@@ -186,6 +188,22 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
             writer.writerows(rows)
 
     files.write_atomic(path, write)
+
+
+def env_number(name: str, default: float, least: float = 0) -> float:
+    """A number from the environment.
+
+    Raises:
+        UserError: if it is not one, or below ``least``.
+    """
+    text = os.environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= least:
+        raise UserError(f"{name} is '{text}'; it must be a number of at least {least:g}")
+    return value
 
 
 def write_json(path: Path, document: Any) -> None:

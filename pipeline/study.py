@@ -40,7 +40,8 @@ def run() -> None:
     base = params.load().model_dump(mode="json")
     base["rounds"] = {"2": {"teacher": "flow1"}}
     base["evaluate"] |= {"seeds": 1, "teacher_seeds": TEACHER_SEEDS}
-    shared = stage.work() / "study" / "shared"
+    identity = {"params": base, "code": stage.code_digests()}
+    shared = stage.work() / "study" / stage.name_of(identity) / "shared"
     if not all((shared / name).exists() for name in SHARED):
         _stages(shared, base, "prepare", "reference")
     results = [_seed(base, shared, seed) for seed in SEEDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import stage
-from rfpp_core import build, checkpoint, files, loader, runtime
+from rfpp_core import build, checkpoint, loader, runtime
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
@@ -34,13 +35,13 @@ class Job:
     parents: dict[str, str]  # digests of the models it descends from
     forwards: int  # network forwards spent on its data, an image each
     inherited: int  # budget of its ancestors
+    adopted: tuple[Any, ...] = ()  # what `rfpp work adopt` recorded about its data
 
     def identity(self) -> dict[str, Any]:
         """What determines the weights; ``steps`` too if the rate depends on it."""
-        section = self.section.model_dump(mode="json")
+        section = self.section.model_dump(mode="json", exclude={"log_every"})
         if self.section.decay == "constant":
             del section["steps"]
-        del section["log_every"]
         return {
             "stage": self.kind,
             "training": section,
@@ -50,6 +51,10 @@ class Job:
             "seed": self.params.seed,
             "code": stage.code_digests(),
         }
+
+    def asked(self) -> dict[str, Any]:
+        """The identity and what it leaves out: all that DVC will record with the result."""
+        return {**self.identity(), "section": self.section.model_dump(mode="json")}
 
     @property
     def kind(self) -> str:
@@ -79,14 +84,21 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
             _train(job, load, work, model, curve)
         else:
             print(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
-        work.confirm(lambda: identify().identity())
+        stage.confirm(job.asked(), identify().asked())
         stage.publish(model, Path("models") / f"{flow}.safetensors")
         stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
 
 
-def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve_path: Path) -> None:
+def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve: Path) -> None:
     section, device = job.section, runtime.device()
     runtime.exact()
+    if (
+        section.compile
+        and device.type == "cpu"
+        and not (shutil.which("c++") or shutil.which("g++"))
+    ):
+        raise UserError(f"{job.kind}.compile on a CPU needs a C++ compiler; install g++ or set "
+                        f"compile: false")  # fmt: skip
     torch.set_num_threads(section.threads)
     images, labels, coupling, weights = load()
     config = build.train_config(section, job.seed)
@@ -98,19 +110,17 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve_path: P
     if saved:
         state.restore(checkpoint.to_device(saved.tensors, device), saved.about)
         print(f"{job.name}: goes on from step {state.step}")
-    curve = stage.Curve(work.path / "loss.csv", state.step)
+    rows: list[stage.Row] = saved.about["curve"] if saved else []
     source = loader.batches(
         loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
         state.step,
     )  # fmt: skip
     reports = train(state, source, build.loss(section, coupling), config)
     first, began = state.step, time.monotonic()
-    saver = Saver(work.path, state, curve)
+    saver = Saver(work.path, state, rows)
     try:
         for report in _bar(reports, job.name, state.step, config):
-            terms = {name: f"{value:.6g}" for name, value in report.terms.items()}
-            curve.add({"step": report.step, **terms, "lr": f"{report.lr:.6g}",
-                       "grad_norm": f"{report.grad_norm:.6g}"})  # fmt: skip
+            rows.append(row_of(report))
             saver.maybe(done=report.step == config.steps)
     except NonFiniteLoss as error:
         good = checkpoint.load_state(work.path, section.steps)
@@ -120,7 +130,7 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve_path: P
     seconds, images_seen = time.monotonic() - began, (state.step - first) * section.batch
     print(f"{job.name}: {state.step - first} steps in {seconds:.0f} s "
           f"({images_seen / max(seconds, 1e-9):,.0f} images/s)")  # fmt: skip
-    stage.publish(curve.path, curve_path)
+    stage.write_csv(curve, rows)
     checkpoint.save(model, state.average.state_dict(), _about(job, work))
 
 
@@ -136,8 +146,8 @@ def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
         "budget": budget,
         "budget_with_ancestors": budget + job.inherited,
     }
-    if work.adopted:
-        provenance["adopted"] = work.adopted
+    if adopted := [*job.adopted, *work.adopted]:
+        provenance["adopted"] = adopted
     return {
         "architecture": job.architecture,
         "params": build.provenance_params(job.params, section),
@@ -145,16 +155,23 @@ def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
     }
 
 
+def row_of(report: StepReport) -> stage.Row:
+    """A line of the loss curve: the sum of the terms, each term, rate and gradient norm."""
+    numbers = {"loss": sum(report.terms.values()), **report.terms, "lr": report.lr,
+               "grad_norm": report.grad_norm}  # fmt: skip
+    return {"step": report.step, **{name: f"{value:.6g}" for name, value in numbers.items()}}
+
+
 class Saver:
-    """Saves state and curve often enough to lose little, seldom enough to cost under 2 %.
+    """Saves state and curve, often enough to lose little and seldom enough to cost under 2 %.
 
     ``RFPP_CHECKPOINT_SECONDS`` fixes the interval; at 0 every report is followed by a save.
     """
 
-    def __init__(self, folder: Path, state: TrainState, curve: stage.Curve) -> None:
-        self.folder, self.state, self.curve = folder, state, curve
-        given = os.environ.get("RFPP_CHECKPOINT_SECONDS")
-        self.fixed = float(given) if given else None
+    def __init__(self, folder: Path, state: TrainState, rows: list[stage.Row]) -> None:
+        self.folder, self.state, self.rows = folder, state, rows
+        given = "RFPP_CHECKPOINT_SECONDS" in os.environ
+        self.fixed = stage.env_number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
         self.last, self.cost = time.monotonic(), 0.0
 
     def maybe(self, done: bool) -> None:
@@ -162,10 +179,8 @@ class Saver:
         start = time.monotonic()
         if not done and start - self.last < wait:
             return
-        self.curve.save()
-        checkpoint.save_state(
-            self.folder, self.state.step, self.state.tensors(), self.state.about()
-        )
+        about = {**self.state.about(), "curve": self.rows}
+        checkpoint.save_state(self.folder, self.state.step, self.state.tensors(), about)
         self.last = time.monotonic()
         self.cost = self.last - start
 
@@ -182,8 +197,11 @@ def _bar(
             yield report
 
 
-def digest_of_model(path: Path, made_by: str) -> str:
-    """sha256 of a model file, or a :class:`UserError` that names the command that makes it."""
-    if not path.exists():
-        raise UserError(f"{path} is missing; `{made_by}` makes it")
-    return files.sha256(path)
+def digest_of_model(path: Path) -> str:
+    """Digest of a model file's weights and architecture.
+
+    Raises:
+        UserError: naming the command that makes it.
+    """
+    tensors, about = checkpoint.load(path)
+    return checkpoint.weights_digest(tensors, about["architecture"])

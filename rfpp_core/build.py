@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rfpp_core import checkpoint, files, flow, losses, timesteps
+from rfpp_core import checkpoint, losses, timesteps
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
-from rfpp_core.loader import Batch
 from rfpp_core.nets.small_unet import SmallUNet
-from rfpp_core.noise import Draws, subkey
+from rfpp_core.noise import subkey
 from rfpp_core.params import Loss, Network, Params, Times, Training
 from rfpp_core.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.sampling import Flow
@@ -75,7 +74,8 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     checkpoint.load_into(net, tensors, str(path))
     net.requires_grad_(False).eval()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Flow(net, tuple(arch["shape"]), arch["classes"], files.sha256(path), about)
+    digest = checkpoint.weights_digest(tensors, arch)
+    return Flow(net, tuple(arch["shape"]), arch["classes"], digest, about)
 
 
 def train_config(params: Training, seed: int) -> TrainConfig:
@@ -104,24 +104,19 @@ def distance(params: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def loss(params: Training, coupling: Coupling) -> LossFunction:
-    """Flow matching on a coupling: distance of ``net(x_t, t, y)`` to ``z - x``."""
-    law, metric = time_law(params.times), distance(params.loss)
-
-    def flow_matching(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
-        x, z, y = coupling(batch.x, batch.position, batch.y, draws)
-        t = law(draws.uniform("t")).to(x.dtype)
-        if y is not None and params.label_dropout:
-            nobody = draws.uniform("label dropout") < params.label_dropout
-            y = torch.where(nobody, torch.full_like(y, -1), y)
-        v = net(flow.interpolate(x, z, t), t, y).float()
-        return {params.loss.name: metric(v, flow.velocity(x, z))}
-
-    return flow_matching
+    """Flow matching on a coupling, with the params' times, distance and label dropout."""
+    return losses.flow_matching(
+        coupling,
+        time_law(params.times),
+        distance(params.loss),
+        params.loss.name,
+        params.label_dropout,
+    )
 
 
 def provenance_params(params: Params, section: Training) -> dict[str, Any]:
-    """What of the params goes into a model file."""
+    """What of the params goes into a model file: no paths, nothing that moves no bit."""
     return {
-        "dataset": params.dataset.model_dump(mode="json"),
-        "training": section.model_dump(mode="json"),
+        "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
+        "training": section.model_dump(mode="json", exclude={"log_every"}),
     }

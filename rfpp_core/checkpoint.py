@@ -10,6 +10,7 @@ its sha256 and is written after it: a state exists when its marker does.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,12 +81,16 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
 def save_state(
     folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int = 2
 ) -> None:
-    """Writes the training state of a step and its marker; keeps the newest ``keep``."""
+    """Writes the training state of a step and its marker; keeps the newest ``keep`` up to it.
+
+    States of later steps, which a longer training left, stay.
+    """
     path = folder / f"state-{step:09d}.safetensors"
     save(path, tensors, about)
     marker = files.canonical({"sha256": files.sha256(path), "step": step})
     files.write_atomic(path.with_suffix(".json"), lambda part: part.write_text(marker))
-    for old in sorted(folder.glob("state-*.json"))[:-keep]:
+    until = [p for p in sorted(folder.glob("state-*.json")) if p.stem <= path.stem]
+    for old in until[:-keep]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -101,6 +106,16 @@ def load_state(folder: Path, at_most: int) -> Loaded | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def weights_digest(tensors: Mapping[str, Tensor], architecture: Mapping[str, Any]) -> str:
+    """sha256 of weights and architecture: what a flow is, whatever its file says about it."""
+    sha = hashlib.sha256(files.canonical(architecture).encode())
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

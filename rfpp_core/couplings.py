@@ -1,6 +1,6 @@
 """Couplings: which noise belongs to which image.
 
-A coupling turns a batch from the loader into ``(x (B, *), z (B, *), y (B,) or None)``.
+A coupling turns a batch of images into ``(x (B, *), z (B, *), y (B,) or None)``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from torch import Tensor
 from rfpp_core.noise import Draws, normal
 
 
+class Batch(NamedTuple):
+    """Images (B, C, H, W) in [-1, 1], their positions in the set (B,), labels (B,) or None."""
+
+    x: Tensor
+    position: Tensor
+    y: Tensor | None
+
+
 class Coupled(NamedTuple):
     """Images in [-1, 1], their noise, and labels if there are any."""
 
@@ -21,20 +29,21 @@ class Coupled(NamedTuple):
 
 
 class Coupling(Protocol):
-    """Pairs noise with images; ``position`` (B,) int64 is where the images stand in their set."""
+    """Pairs noise with the images of a batch."""
 
-    def __call__(self, x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled: ...
+    def __call__(self, batch: Batch, draws: Draws) -> Coupled: ...
 
 
-def independent(x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
+def independent(batch: Batch, draws: Draws) -> Coupled:
     """Fresh noise at every step: the coupling of a first flow."""
-    return Coupled(x, draws.normal("coupling", tuple(x.shape[1:])), y)
+    return Coupled(batch.x, draws.normal("coupling", tuple(batch.x.shape[1:])), batch.y)
 
 
 def seeded(seed: int) -> Coupling:
     """The pairs of a store: noise i is a function of (seed, i), the same that made image i."""
 
-    def pair(x: Tensor, position: Tensor, y: Tensor | None, draws: Draws) -> Coupled:
-        return Coupled(x, normal(seed, position, tuple(x.shape[1:])), y)
+    def pair(batch: Batch, draws: Draws) -> Coupled:
+        z = normal(seed, batch.position, tuple(batch.x.shape[1:]))
+        return Coupled(batch.x, z, batch.y)
 
     return pair

@@ -1,8 +1,7 @@
 """The image store: uint8 NCHW arrays with labels, split into train and held out.
 
 The image store is a Zarr group with ``train`` and ``held_out``, each with ``images`` uint8
-(N, C, H, W) and ``labels`` int16 (N,).  Pixels map to [-1, 1] by ``x = q / 127.5 - 1`` and back by
-``q = floor(127.5 x + 128)``, clipped.
+(N, C, H, W) and ``labels`` int16 (N,).
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rfpp_core.errors import UserError
 from rfpp_core.zarr_io import open_group
@@ -26,16 +23,6 @@ class Images(NamedTuple):
 
     images: NDArray[np.uint8]
     labels: NDArray[np.integer[Any]]
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] float -> uint8 by rounding to the nearest grey level; clips."""
-    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
-def to_float(q: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return q.to(torch.float32) / 127.5 - 1
 
 
 def about(path: Path) -> dict[str, Any]:

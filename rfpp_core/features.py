@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rfpp_core.data import Images, to_float
+from rfpp_core.data import Images
 from rfpp_core.loader import batches
 from rfpp_core.noise import Draws, subkey
+from rfpp_core.pixels import to_float
 
 DIM = 64
 

@@ -35,7 +35,8 @@ def link(source: Path, target: Path) -> None:
 
 def replace_tree(building: Path, target: Path) -> None:
     """Renames a finished directory to ``target``, moving away what is there."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     building.rename(target)

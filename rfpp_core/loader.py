@@ -8,22 +8,14 @@ dropped.  Images stay uint8 until they are on the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rfpp_core.data import to_float
+from rfpp_core.couplings import Batch
 from rfpp_core.errors import UserError
 from rfpp_core.noise import permutation
-
-
-class Batch(NamedTuple):
-    """Images float32 (B, C, H, W) in [-1, 1], their positions (B,), labels (B,) or None."""
-
-    x: Tensor
-    position: Tensor
-    y: Tensor | None
+from rfpp_core.pixels import to_float
 
 
 def place(images: Tensor, device: torch.device) -> Tensor:
@@ -42,9 +34,8 @@ def batches(
     key: int,
     device: torch.device,
     start: int = 0,
-    channels_last: bool = True,
 ) -> Iterator[Batch]:
-    """Yields the batches of steps ``start``, ``start + 1``, ... without end.
+    """Yields the batches of steps ``start``, ``start + 1``, ... without end, channels last.
 
     Args:
         images: uint8 (N, C, H, W) on any device.
@@ -53,7 +44,6 @@ def batches(
         key: key of the order.
         device: where the batches go.
         start: first step.
-        channels_last: memory layout of ``x``.
 
     Raises:
         UserError: if the batch is larger than the set.
@@ -62,7 +52,6 @@ def batches(
     if per_epoch < 1:
         raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
                         f"lower batch")  # fmt: skip
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     step, epoch, order = start, -1, torch.empty(0)
     while True:
         now, k = divmod(step, per_epoch)
@@ -71,5 +60,5 @@ def batches(
         index = order[k * batch : (k + 1) * batch]
         x = to_float(images[index.to(images.device)].to(device, non_blocking=True))
         y = None if labels is None else labels[index].to(device)
-        yield Batch(x.to(memory_format=layout), index.to(device), y)
+        yield Batch(x.to(memory_format=torch.channels_last), index.to(device), y)
         step += 1

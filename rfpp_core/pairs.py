@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ class PairStore:
             if store.n < n:
                 _grow(path, n)
             return cls.open(path)
-        building = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        building = path.with_name(f".{path.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         group = zarr.open_group(building, mode="w-", zarr_format=3)
         chunk = next(c for c in range(min(1000, spec.shard), 0, -1) if spec.shard % c == 0)
@@ -111,7 +110,10 @@ class PairStore:
         create_array(group, "labels", (n,), "int16", spec.shard, None)
         group.attrs["rfpp"] = spec.identity
         (building / "commits").mkdir()
+        for meta in (*building.rglob("zarr.json"), building / "commits", building):
+            files.sync(meta)
         building.rename(path)
+        files.sync(path.parent)
         return cls.open(path)
 
     @classmethod
@@ -127,10 +129,9 @@ class PairStore:
             spec = TypeAdapter(PairSpec).validate_python(group.attrs.asdict().get("rfpp"))
         except ValidationError:
             raise UserError(f"{path} is not a pair store of this version") from None
-        if spec.noise != noise.SCHEME or spec.noise_kind != "seeded" or spec.format != FORMAT:
-            raise UserError(f"{path} uses noise '{spec.noise}' ({spec.noise_kind}), format "
-                            f"{spec.format}; this version reads {noise.SCHEME} (seeded), "
-                            f"{FORMAT}")  # fmt: skip
+        fixed = {f.name: f.default for f in fields(PairSpec) if f.default is not MISSING}
+        if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
+            raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
         store = cls(path, group, spec)
         for k in store.committed():
             if store.marker(k)["noise_witness"] != spec.witness(k):
@@ -225,20 +226,70 @@ class PairStore:
                             f"`rfpp pairs verify` names the shard") from None  # fmt: skip
 
     def each_shard(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int16]]]:
-        """Yields (shard, images, labels) of every shard in order; one shard in memory."""
-        for k in range(self.shards):
-            yield k, *self.read(k * self.spec.shard, (k + 1) * self.spec.shard)
+        """Yields (shard, images, labels) of every shard in order; one shard in memory.
 
-    def digest(self) -> str:
+        Raises:
+            UserError: if a shard is missing or is not what was committed (zarr reads an empty
+                file as zeros).
+        """
+        for k in range(self.shards):
+            images, labels = self.read(k * self.spec.shard, (k + 1) * self.spec.shard)
+            if digest_of(images, labels) != self.marker(k)["pairs_sha256"]:
+                raise UserError(f"{self.path}: shard {k} is not what was committed; run "
+                                f"`dvc repro` after `rfpp pairs verify {self.path}`")  # fmt: skip
+            yield k, images, labels
+
+    def read_all(self) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+        """Images and labels of every pair, each shard checked against its marker."""
+        images = np.empty((self.n, *self.spec.shape), np.uint8)
+        labels = np.empty(self.n, np.int16)
+        for k, x, y in self.each_shard():
+            start = k * self.spec.shard
+            images[start : start + len(x)], labels[start : start + len(y)] = x, y
+        return images, labels
+
+    def digest(self, decode: bool = True) -> str:
         """sha256 over spec and decoded content, whoever made the shards in whatever order.
+
+        Without ``decode`` the markers' word is taken for the content.
 
         Raises:
             UserError: if a shard is missing or damaged.
         """
+        if lost := self.missing():
+            raise UserError(f"{self.path}: shard {lost[0]} is not there; `dvc repro` makes it")
+        if decode:
+            for _ in self.each_shard():
+                pass
         sha = hashlib.sha256(files.canonical(self.spec.identity).encode())
-        for _, images, labels in self.each_shard():
-            sha.update(digest_of(images, labels).encode())
+        for k in range(self.shards):
+            sha.update(self.marker(k)["pairs_sha256"].encode())
         return sha.hexdigest()
+
+    def damage(self, k: int) -> str | None:
+        """What is wrong with a committed shard's files, by their digests; None if nothing is."""
+        marker = self.marker(k)
+        names = {str(path.relative_to(self.path)) for path in self.shard_files(k)}
+        if set(marker["files"]) != names:
+            return "its marker names other files"
+        for name, digest in marker["files"].items():
+            path = self.path / name
+            if not path.exists():
+                return f"{name} is missing"
+            if files.sha256(path) != digest:
+                return f"{name} is not what was committed"
+        return None
+
+    def forget(self, k: int) -> None:
+        """Removes a shard's marker, so that it is made again."""
+        self._marker_path(k).unlink()
+        files.sync(self.path / "commits")
+
+    @property
+    def adopted(self) -> list[Any]:
+        """What ``rfpp work adopt`` recorded about these pairs."""
+        found: Any = self.group.attrs.asdict().get("adopted", [])
+        return list(found)
 
     def verify(self) -> list[str]:
         """Everything wrong with the store, a line each; empty if all is right.
@@ -269,35 +320,34 @@ class PairStore:
     def _verify_shard(self, k: int) -> list[str]:
         size = self.spec.shard
         try:
-            marker = self.marker(k)
-            names = {str(path.relative_to(self.path)) for path in self.shard_files(k)}
-            if set(marker["files"]) != names:
-                return [f"shard {k}: its marker names other files"]
-            for name, digest in marker["files"].items():
-                path = self.path / name
-                if not path.exists():
-                    return [f"shard {k}: {name} is missing"]
-                if files.sha256(path) != digest:
-                    return [f"shard {k}: {name} is not what was committed"]
-            if digest_of(*self.read(k * size, (k + 1) * size)) != marker["pairs_sha256"]:
+            if wrong := self.damage(k):
+                return [f"shard {k}: {wrong}"]
+            if digest_of(*self.read(k * size, (k + 1) * size)) != self.marker(k)["pairs_sha256"]:
                 return [f"shard {k}: its pairs are not those committed"]
         except UserError as error:
             return [f"shard {k}: {error}"]
         return []
 
-    def publish(self, target: Path, n: int) -> None:
+    def publish(self, target: Path, n: int, adopted: Sequence[Any] = ()) -> None:
         """Makes ``target`` a store of the first n pairs, sharing this one's files by hard links.
 
-        ``target`` appears whole by a rename, replacing what was there.
+        ``target`` appears whole by a rename, replacing what was there; ``adopted`` is recorded.
+
+        Raises:
+            UserError: if a shard is missing or damaged.
         """
-        building = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        building = target.with_name(f".{target.name}.partial")
         shutil.rmtree(building, ignore_errors=True)
         other = PairStore.create(building, self.spec, n)
+        if lost := sorted(set(range(other.shards)) - set(self.committed())):
+            raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
         for k in range(other.shards):
+            if wrong := self.damage(k):
+                raise UserError(f"{self.path}: shard {k}: {wrong}; run `dvc repro` again")
             for path in (*self.shard_files(k), self._marker_path(k)):
                 files.link(path, building / path.relative_to(self.path))
-        if lost := PairStore.open(building).missing():
-            raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
+        if adopted:
+            zarr.open_group(building, mode="r+").attrs["adopted"] = list(adopted)
         files.replace_tree(building, target)
 
     def shard_files(self, shard: int) -> tuple[Path, Path]:
@@ -311,7 +361,7 @@ class PairStore:
 
 def _grow(path: Path, n: int) -> None:
     """Raises the pair count in the arrays' metadata; no data moves."""
-    for name in ("images", "labels"):
+    for name in ("labels", "images"):  # n is read from images: a kill between the two is harmless
         file = path / name / "zarr.json"
         meta = json.loads(file.read_text())
         meta["shape"][0] = n

@@ -19,7 +19,7 @@ from rfpp_core.errors import UserError
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-RoundName = Annotated[str, Field(pattern=r"^[2-9][0-9]*$")]
+RoundName = Annotated[str, Field(pattern=r"^([2-9]|[1-9][0-9]+)$")]
 FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]*$")]
 SolverName = Annotated[
     str, Field(pattern=r"^(euler|heun|midpoint|anchored|anchored-heun|rk2:(0\.\d+|1(\.0+)?))$")
@@ -27,13 +27,14 @@ SolverName = Annotated[
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Dataset(Section):
     """Real images and how they are split."""
 
     name: Literal["digits", "cifar10", "folder"] = "digits"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of split and feature net, apart from `seed`
     path: str | None = None  # folder or zip of images; where CIFAR-10 is or goes
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2  # unless the set has a split of its own
     channels: Literal[1, 3] = 1
@@ -66,7 +67,7 @@ class Times(Section):
     """The law of the training time."""
 
     law: Literal["u_shape", "uniform", "logit_normal", "fixed"] = "u_shape"
-    a: PositiveFloat = 4.0
+    a: Annotated[float, Field(gt=0, le=100)] = 4.0
     mean: float = 0.0
     std: PositiveFloat = 1.0
     t: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -171,15 +172,21 @@ class Evaluate(Section):
     straightness_n: Positive = 500
 
     @model_validator(mode="after")
+    def enough_samples(self) -> Evaluate:
+        if self.n <= self.neighbours + 1:
+            raise ValueError(f"n ({self.n}) must exceed neighbours + 1 ({self.neighbours + 1})")
+        return self
+
+    @model_validator(mode="after")
     def grids_spend_their_nfe(self) -> Evaluate:
         stages = 1 if self.solver in ("euler", "anchored") else 2
         for name, times in self.grids.items():
             steps = -(-int(name) // stages) if name.isdigit() else 0
             inner = times[:-1] if times and times[-1] == 0 else times
-            falling = all(a > b for a, b in pairwise((1.0 + 1e-9, *inner, 0.0)))
+            falling = inner[:1] == (1.0,) and all(a > b for a, b in pairwise((*inner, 0.0)))
             if not falling or len(inner) != steps or int(name) not in self.nfe:
-                raise ValueError(f"grids.{name} must be {steps} times falling within (0, 1] for "
-                                 f"one of nfe {list(self.nfe)}; it is {list(times)}")  # fmt: skip
+                raise ValueError(f"grids.{name} must be {steps} times falling from 1, for one "
+                                 f"of nfe {list(self.nfe)}; it is {list(times)}")  # fmt: skip
         return self
 
 
@@ -202,9 +209,11 @@ class Params(Section):
             raise ValueError(f"reflow.batch ({self.reflow.batch}) is larger than the set of pairs "
                              f"(generate.n = {self.generate.n})")  # fmt: skip
         trained = self.network.conditional and self.pretrain.label_dropout > 0
+        if any(item.teacher != "flow1" for item in self.rounds.values()):
+            trained = trained and self.reflow.label_dropout > 0
         if self.generate.guidance != 1 and not trained:
             raise ValueError("generate.guidance other than 1 needs network.conditional: true and "
-                             "pretrain.label_dropout above 0")  # fmt: skip
+                             "label_dropout above 0 in the training of every teacher")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -1,26 +1,64 @@
-"""Where code runs: the device, and single-threaded work on several threads."""
+"""Where code runs: devices, cores, and single-threaded work on several threads.
+
+torch is imported on use: a worker process pins its device before.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+from rfpp_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device() -> torch.device:
-    """The first CUDA device, unless ``RFPP_DEVICE`` names another or ``cpu``."""
+    """The first CUDA device, unless ``RFPP_DEVICE`` names another or ``cpu``.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    import torch
+
     name = os.environ.get("RFPP_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    count = torch.cuda.device_count()
+    known = found is not None and found.type in ("cpu", "cuda")
+    if found is None or not known or (found.type == "cuda" and (found.index or 0) >= count):
+        raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
+    return found
+
+
+def signature(device: torch.device) -> str:
+    """What a result's bits may depend on beside its inputs: device, instruction set, torch."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def exact() -> None:
     """Settings under which equal inputs give equal bits on one kind of device."""
+    import torch
+
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -32,6 +70,8 @@ def map_exact(fn: Callable[[A], B], items: Iterable[A], threads: int) -> list[B]
     Results cannot depend on the number of threads, as those of an operator split over threads
     may; and small images run faster this way, without a barrier at every operator.
     """
+    import torch
+
     before = torch.get_num_threads()
 
     def one(item: A) -> B:

@@ -1,7 +1,7 @@
 """Drawing images: fields with guidance, counted noise, index-aligned micro-batches.
 
-Image i of a seed is a function of (flow, solver, grid, seed, i, micro-batch size): whoever draws
-it, alone or among a million, the composition of its micro-batch is the same.
+Image i of a seed is a function of (flow, solver, grid, seed, i) and of which others share its
+micro-batch; micro-batches are aligned with the index, so threads and workers change nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rfpp_core import noise, schedules
 from rfpp_core.errors import UserError
 from rfpp_core.flow import Field
-from rfpp_core.runtime import map_exact
+from rfpp_core.runtime import cores, map_exact
 from rfpp_core.solvers import Last, solve, steps_for
 
 MICRO_BATCH = 250
@@ -32,7 +32,6 @@ class Guided:
 
     def __init__(self, field: Field, scale: float) -> None:
         self.field, self.scale = field, scale
-        self.cost = 1 if scale == 1 else 2
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         v = self.field(x, t, y)
@@ -51,6 +50,11 @@ class Recipe:
     grid: str = "uniform"
     times: tuple[float, ...] = ()
     guidance: float = 1.0
+
+    @property
+    def forwards(self) -> int:
+        """Network forwards an image: two an evaluation with guidance."""
+        return self.nfe * (1 if self.guidance == 1 else 2)
 
     def plan(self) -> tuple[Tensor, Last]:
         """The times (N + 1,) and whether the last step drops its second stage.
@@ -84,7 +88,7 @@ class Flow:
     """A trained field with what is needed to sample from it.
 
     ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``about`` is the metadata
-    of its file; ``digest`` its sha256.
+    of its file; ``digest`` the sha256 of weights and architecture.
     """
 
     field: nn.Module
@@ -152,4 +156,5 @@ def threads_for(device: torch.device) -> int:
     """Micro-batches in flight: one a core on a CPU (``RFPP_THREADS`` overrides), else one."""
     if device.type != "cpu":
         return 1
-    return int(os.environ.get("RFPP_THREADS") or len(os.sched_getaffinity(0)))
+    given = os.environ.get("RFPP_THREADS", "")
+    return int(given) if given.isdigit() else cores()

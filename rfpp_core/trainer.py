@@ -12,26 +12,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rfpp_core import ema
-from rfpp_core.loader import Batch
+from rfpp_core.couplings import Batch
 from rfpp_core.noise import Draws, subkey
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class LossFunction(Protocol):
-    """Named per-sample terms (B,), whose mean sum is minimised."""
-
-    def __call__(
-        self, net: nn.Module, batch: Batch, step: int, draws: Draws
-    ) -> dict[str, Tensor]: ...
+# (net, batch, step, draws) -> named per-sample terms (B,), whose mean sum is minimised
+LossFunction = Callable[[nn.Module, Batch, int, Draws], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ def train(
     Args:
         state: where to start; its step must be that of the first batch.
         batches: the batches of steps ``state.step``, ``state.step + 1``, ...
-        loss: see :class:`LossFunction`.
+        loss: see ``LossFunction``.
         config: how.
 
     Yields:
@@ -171,6 +167,8 @@ def train(
         state.scaler.update()
         ema.update(averages, params, ema.decay_at(step, config.ema, config.ema_ramp))
         finite &= torch.isfinite(total.detach())
+        if not state.scaler.is_enabled():  # a scaler skips such an update by itself
+            finite &= torch.isfinite(norm)
         sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
         state.step, seen = step + 1, seen + 1
         if state.step % config.log_every == 0 or state.step == config.steps:

@@ -74,3 +74,18 @@ def test_states_keep_the_newest_and_skip_damage(tmp_path):
     newest = tmp_path / "state-000000030.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     assert checkpoint.load_state(tmp_path, 100).about["step"] == 20
+
+
+def test_a_shorter_training_beside_a_longer_one(tmp_path):
+    for step in (10, 20, 30, 4, 8, 9):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert checkpoint.load_state(tmp_path, 9).about["step"] == 9
+    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
+
+
+def test_a_flow_is_its_weights_and_architecture(tmp_path):
+    one = load_flow(save_tiny(tmp_path / "a.safetensors"))
+    tensors, about = checkpoint.load(tmp_path / "a.safetensors")
+    checkpoint.save(tmp_path / "b.safetensors", tensors, {**about, "note": "other metadata"})
+    assert load_flow(tmp_path / "b.safetensors").digest == one.digest
+    assert load_flow(save_tiny(tmp_path / "c.safetensors", seed=1)).digest != one.digest

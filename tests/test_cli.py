@@ -84,6 +84,7 @@ def test_sampling(here, rfpp):
         (["sample", "--model", "flow.safetensors", "--nfe", "0"], "nfe must be at least 1"),
         (["sample", "--model", "flow.safetensors", "--n", "0"], "n and nfe must be at least 1"),
         (["sample", "--model", "flow.safetensors", "--label", "1"], "without labels"),
+        (["sample", "--model", "flow.safetensors", "--guidance", "2"], "guidance needs a flow"),
         (["sample", "--model", "flow.safetensors", "--solver", "rk9"], "unknown solver 'rk9'"),
         (["sample", "--model", "flow.safetensors", "--out", "x.gif"], "must end in .png or .npz"),
         (["preset", "imagenet"], "there is no preset 'imagenet' (presets: digits, smoke)"),
@@ -106,8 +107,8 @@ def test_presets_keep_what_was_edited(here, rfpp):
     params = here / "params.yaml"
     params.write_text(params.read_text() + "# mine\n")
     done = rfpp("preset", "digits", cwd=here)
-    assert "kept as params.yaml.bak" in done.stdout
-    assert (here / "params.yaml.bak").read_text().endswith("# mine\n")
+    assert "kept as params.yaml.bak1" in done.stdout
+    assert (here / "params.yaml.bak1").read_text().endswith("# mine\n")
 
 
 def test_pairs(here, rfpp):

@@ -29,7 +29,7 @@ FIELDS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
 STORE = {"rfpp_core/zarr_io.py"}  # as a reader
 NOT_FOR = {
     "prepare": set(),
-    "reference": STORE | {"rfpp_core/flow.py", "rfpp_core/solvers.py"},
+    "reference": STORE | {"rfpp_core/flow.py", "rfpp_core/solvers.py", "rfpp_core/couplings.py"},
     "pretrain": SAMPLES | STORE,
     "generate": TRAINS,
     "reflow": SAMPLES | STORE,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfpp_core import data, features, sources
+from rfpp_core import data, features, pixels, sources
 from rfpp_core.errors import UserError
 
 
@@ -23,9 +23,9 @@ def test_the_split_is_seeded_and_stratified():
 
 def test_grey_levels_survive_the_round_trip():
     q = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(data.to_uint8(data.to_float(q)), q)
-    assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
-    nearest = data.to_uint8(data.to_float(q).double() + 0.0039 * 0.9)
+    assert torch.equal(pixels.to_uint8(pixels.to_float(q)), q)
+    assert pixels.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    nearest = pixels.to_uint8(pixels.to_float(q).double() + 0.0039 * 0.9)
     assert torch.equal(nearest, q)
 
 

@@ -25,9 +25,15 @@ def test_workers_by_environment(monkeypatch):
     assert devices.devices() == ["cpu"]
     monkeypatch.setenv("RFPP_WORKERS", "3")
     assert devices.devices() == ["cpu"] * 3
-    monkeypatch.setenv("RFPP_DEVICES", "cuda:0, cuda:1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert devices.devices() == ["cuda:0", "cuda:1"]
-    monkeypatch.delenv("RFPP_DEVICES")
+    monkeypatch.setenv("RFPP_DEVICES", "cuda:1, cpu")
+    assert devices.devices() == ["cuda:1", "cpu"]
+    for wrong in ("gpu", "cuda", "cuda:2"):
+        monkeypatch.setenv("RFPP_DEVICES", wrong)
+        with pytest.raises(UserError, match=f"RFPP_DEVICES has '{wrong}'"):
+            devices.devices()
+    monkeypatch.setenv("RFPP_DEVICES", "cpu")
     for wrong in ("0", "-1", "two"):
         monkeypatch.setenv("RFPP_WORKERS", wrong)
         with pytest.raises(UserError, match="RFPP_WORKERS"):
@@ -66,12 +72,26 @@ def test_a_worker_never_imports_prefect_and_ignores_ctrl_c(pool):
     assert pool.call("os:getpid") == pid
 
 
-def test_devices_are_pinned_before_torch():
-    pool = ProcessPool(["cuda:3"])
+@pytest.mark.parametrize(("visible", "pinned"), [(None, "1"), ("4,GPU-abc", "GPU-abc")])
+def test_devices_are_pinned_before_torch(monkeypatch, visible, pinned):
+    """What the parent may see is respected: a batch system hands out some of the GPUs."""
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    pool = ProcessPool(["cuda:1"])
     try:
-        assert pool.call("os:getenv", "CUDA_VISIBLE_DEVICES") == "3"
+        assert pool.call("os:getenv", "CUDA_VISIBLE_DEVICES") == pinned
+        assert pool.call("builtins:eval", "'torch' in __import__('sys').modules") is False
     finally:
         pool.close(kill=True)
+
+
+def test_a_wrong_device_is_one_line(monkeypatch):
+    from rfpp_core import runtime
+
+    for wrong in ("gpu0", "cuda:7", "meta"):
+        monkeypatch.setenv("RFPP_DEVICE", wrong)
+        with pytest.raises(UserError, match=f"RFPP_DEVICE is '{wrong}'"):
+            runtime.device()
 
 
 def test_workers_leave_with_their_parent():

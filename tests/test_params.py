@@ -46,6 +46,11 @@ def change(name, value):
         ("evaluate.grids", {"7": [1.0]}, ["grids.7 must be 7 times", "[1, 2]"]),
         ("reflow.batch", 4000, ["reflow.batch (4000) is larger than the set of pairs"]),
         ("generate.guidance", 2.0, ["needs network.conditional: true"]),
+        ("evaluate.grids", {"2": [0.8, 0.4]}, ["grids.2 must be 2 times falling from 1"]),
+        ("reflow.lr", float("inf"), ["reflow.lr", "finite"]),
+        ("reflow.times.a", 3000.0, ["less than or equal to 100"]),
+        ("evaluate.n", 3, ["n (3) must exceed neighbours + 1 (4)"]),
+        ("dataset.name", "folder", ["dataset.path must name a folder"]),
         ("network.channels", 30, ["network.channels is 30", "multiple of 8"]),
     ],
 )

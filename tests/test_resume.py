@@ -214,7 +214,7 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
 
 def test_the_witness_refuses_through_dvc(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
-    project.edit("rfpp_core/data.py", "127.5 + 128", "127.5 + 127")
+    project.edit("rfpp_core/pixels.py", "127.5 + 128", "127.5 + 127")
     shutil.rmtree(project.path / ".dvc" / "cache" / "runs")
     done = project.run("dvc", "repro", "-s", "generate@2", ok=False)
     assert done.returncode != 0

@@ -6,9 +6,9 @@ import torch
 
 from pipeline import generate, shards, stage
 from rfpp_core import load_flow
-from rfpp_core.data import to_uint8
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
+from rfpp_core.pixels import to_uint8
 from rfpp_core.solvers import solve
 from tests.conftest import save_tiny, spec_for
 
@@ -82,11 +82,48 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
     store = make(tmp_path / "p.zarr", teacher, [0, 1])
     work = stage.Staging(tmp_path / "work", {})
     work.path.mkdir()
-    generate.check_witness(HerePool(), store, str(teacher), 1, work)  # the same code: silent
+
+    def check():
+        generate.check_witness(HerePool(), store, str(teacher), 1, work)
+
+    check()  # the same code: silent
     right = shards.to_uint8
     monkeypatch.setattr(shards, "to_uint8", lambda x: right(x + 0.01))
     with pytest.raises(UserError, match="rfpp work adopt") as error:
-        generate.check_witness(HerePool(), store, str(teacher), 1, work)
+        check()
     assert "shard 1" in str(error.value)
     stage.write_json(work.path / "adopted.json", [{"why": "a test"}])
-    generate.check_witness(HerePool(), store, str(teacher), 1, work)  # adopted: silent
+    check()  # adopted: silent, and remembered
+    assert set(work.adopted[0]) == {"why", "shard", "now"}
+    check()
+    monkeypatch.setattr(shards, "to_uint8", lambda x: right(x + 0.02))
+    with pytest.raises(UserError, match="rfpp work adopt"):
+        check()  # yet other images were not adopted
+
+
+def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypatch):
+    store = make(tmp_path / "p.zarr", teacher, [0])
+    work = stage.Staging(tmp_path, {})
+    right = shards.to_uint8
+
+    def one_pixel_off(x):
+        q = right(x).clone()
+        q[0, 0, 0, 0] = (q[0, 0, 0, 0].int() + 1).clamp(max=254).to(torch.uint8)
+        return q
+
+    monkeypatch.setattr(shards, "to_uint8", one_pixel_off)
+    with pytest.raises(UserError, match="other images"):
+        generate.check_witness(HerePool(), store, str(teacher), 0, work)
+    monkeypatch.setattr(shards.runtime, "signature", lambda device: "another machine")
+    generate.check_witness(HerePool(), store, str(teacher), 0, work)
+
+
+def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
+    store = make(tmp_path / "p.zarr", teacher, [0, 1, 2])
+    before = store.digest()
+    store.shard_files(1)[0].write_bytes(b"")
+    generate.drop_damaged(store)
+    assert "shard 1 is made again" in capsys.readouterr().out
+    assert store.missing() == [1]
+    shards.make_shard(str(store.path), str(teacher), 1)
+    assert PairStore.open(store.path).digest() == before

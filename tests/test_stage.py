@@ -44,11 +44,20 @@ def test_code_digests_cover_every_room_that_trains():
     assert rooms >= {f"rfpp_core/nets/{net.name}" for net in nets}
 
 
-def test_a_changed_identity_is_not_published(here):
-    with stage.staging("x", {"a": 1}) as work:
-        work.confirm(lambda: {"a": 1})
-        with pytest.raises(UserError, match="changed during the run"):
-            work.confirm(lambda: {"a": 2})
+def test_a_changed_identity_is_not_published():
+    stage.confirm({"a": 1, "b": 2}, {"a": 1, "b": 2})
+    with pytest.raises(UserError, match=r"changed during the run \(b; identity"):
+        stage.confirm({"a": 1, "b": 2}, {"a": 1, "b": 3})
+
+
+def test_numbers_from_the_environment(monkeypatch):
+    assert stage.env_number("RFPP_RETRIES", 3) == 3
+    monkeypatch.setenv("RFPP_RETRIES", "5")
+    assert stage.env_number("RFPP_RETRIES", 3) == 5
+    for wrong in ("many", "-1", "nan"):
+        monkeypatch.setenv("RFPP_RETRIES", wrong)
+        with pytest.raises(UserError, match=f"RFPP_RETRIES is '{wrong}'"):
+            stage.env_number("RFPP_RETRIES", 3)
 
 
 HOLD = (
@@ -84,18 +93,6 @@ def test_a_killed_holder_frees_its_lock(here):
     start = time.monotonic()
     with stage.staging("x", {"a": 1}):
         assert time.monotonic() - start < 5
-
-
-def test_a_curve_is_taken_up_without_duplicate_or_missing_rows(tmp_path):
-    path = tmp_path / "loss.csv"
-    curve = stage.Curve(path, 0)
-    for step in (10, 20, 30):
-        curve.add({"step": step, "loss": step / 10})
-    curve.save()
-    again = stage.Curve(path, 20)  # the newest state is older than the curve
-    again.add({"step": 30, "loss": 9})
-    again.save()
-    assert path.read_text() == "step,loss\n10,1.0\n20,2.0\n30,9\n"
 
 
 def test_publishing_replaces_whole_files(tmp_path):

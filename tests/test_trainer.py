@@ -63,7 +63,7 @@ def test_one_step_is_adams():
     net = torch.nn.Linear(3, 3)
     before = net.weight.detach().clone()
     state = TrainState(net, config, CPU)
-    batch = loader.Batch(torch.randn(4, 3), torch.arange(4), None)
+    batch = couplings.Batch(torch.randn(4, 3), torch.arange(4), None)
 
     def loss(net, batch, step, draws):
         return {"square": net(batch.x).square().sum(1)}
@@ -158,7 +158,7 @@ def test_control_arm_trains_at_noise_alone():
     batch = next(loader.batches(IMAGES, None, 8, 1, CPU))
     draws = Draws(0, 0, 8)
     build.loss(section, couplings.seeded(7))(net, batch, 0, draws)
-    z = couplings.seeded(7)(batch.x, batch.position, None, draws).z
+    z = couplings.seeded(7)(batch, draws).z
     torch.testing.assert_close(seen[0][0], z)
     assert torch.equal(seen[0][1], torch.ones(8))
 
@@ -174,7 +174,7 @@ def test_labels_are_dropped_at_the_asked_rate():
     from rfpp_core.noise import Draws
 
     images = torch.zeros(2000, 1, 2, 2)
-    batch = loader.Batch(images, torch.arange(2000), torch.ones(2000, dtype=torch.int64))
+    batch = couplings.Batch(images, torch.arange(2000), torch.ones(2000, dtype=torch.int64))
     build.loss(section, couplings.independent)(net, batch, 0, Draws(0, 0, 2000))
     assert float((seen[0] == -1).double().mean()) == pytest.approx(0.3, abs=0.04)
     assert set(seen[0].tolist()) == {-1, 1}

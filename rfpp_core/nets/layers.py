@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head: int = 64) -> None:
         super().__init__()
-        self.heads = max(1, channels // head)
+        self.heads = max(h for h in range(1, max(2, channels // head + 1)) if channels % h == 0)
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))

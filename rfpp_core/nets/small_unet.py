@@ -44,7 +44,7 @@ class SmallUNet(nn.Module):
         image_channels: channels C of the images.
         channels: width of the first level.
         multipliers: width of each level relative to the first; one halving between levels.
-        blocks: residual blocks a level on the way down (one more on the way up).
+        blocks: residual blocks a level, each way.
         attention: number of coarsest levels that carry attention.
         classes: number of labels, 0 for none; label -1 (or None) is "no label".
         dropout: dropout probability in [0, 1).
