@@ -42,11 +42,11 @@ def source_of(section: params.Dataset) -> sources.Source:
         case "digits":
             source = sources.digits()
         case "cifar10":
-            source = sources.cifar10(Path(section.path or stage.work() / "cifar10"))
+            source = sources.cifar10(Path(section.path))
         case "folder":
             labels = None if section.labels == "none" else section.labels
             source = sources.folder(
-                Path(section.path or ""), section.channels, section.resolution, labels
+                Path(section.path), section.channels, section.resolution, labels
             )
     if section.limit is None or len(source.keys) <= section.limit:
         return source

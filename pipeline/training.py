@@ -109,8 +109,10 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve: Path) 
     saved = checkpoint.load_state(work.path, section.steps)
     if saved:
         state.restore(checkpoint.to_device(saved.tensors, device), saved.about)
-        print(f"{job.name}: goes on from step {state.step}")
-    rows: list[stage.Row] = saved.about["curve"] if saved else []
+        made_by = saved.about["made_by"]
+        other = "" if made_by == runtime.signature(device) else f" of {made_by}, not bit for bit"
+        print(f"{job.name}: goes on from step {state.step}{other}")
+    rows: list[stage.Row] = [dict(row) for row in saved.about["curve"]] if saved else []
     source = loader.batches(
         loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
         state.step,
@@ -173,13 +175,15 @@ class Saver:
         given = "RFPP_CHECKPOINT_SECONDS" in os.environ
         self.fixed = stage.env_number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
         self.last, self.cost = time.monotonic(), 0.0
+        self.setting = {"made_by": runtime.signature(state.device)}
 
     def maybe(self, done: bool) -> None:
         wait = max(15.0, 50 * self.cost) if self.fixed is None else self.fixed
         start = time.monotonic()
         if not done and start - self.last < wait:
             return
-        about = {**self.state.about(), "curve": self.rows}
+        curve = [list(row.items()) for row in self.rows]  # JSON objects lose their order
+        about = {**self.state.about(), **self.setting, "curve": curve}
         checkpoint.save_state(self.folder, self.state.step, self.state.tensors(), about)
         self.last = time.monotonic()
         self.cost = self.last - start

@@ -35,19 +35,13 @@ class Dataset(Section):
 
     name: Literal["digits", "cifar10", "folder"] = "digits"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of split and feature net, apart from `seed`
-    path: str | None = None  # folder or zip of images; where CIFAR-10 is or goes
+    path: str = "data/raw"  # folder or zip of images; where CIFAR-10 is or goes
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2  # unless the set has a split of its own
     channels: Literal[1, 3] = 1
     resolution: Annotated[int, Field(ge=4, le=1024)] | None = None
     labels: str = "folders"  # class sub-folders, "none", or a CSV of name,label rows
     limit: Positive | None = None  # at most so many images, spread over the set
     skip_corrupt: bool = False
-
-    @model_validator(mode="after")
-    def folder_has_a_path(self) -> Dataset:
-        if self.name == "folder" and not self.path:
-            raise ValueError("dataset.path must name a folder or a zip of images")
-        return self
 
 
 class Network(Section):

@@ -119,8 +119,9 @@ def new_project(path: Path) -> Project:
     (path / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, path / ".dvc" / name)
-    (path / "data").mkdir()
-    shutil.copy(ROOT / "data" / ".gitignore", path / "data" / ".gitignore")
+    for name in ("data", "data/raw"):
+        (path / name).mkdir()
+        shutil.copy(ROOT / name / ".gitignore", path / name / ".gitignore")
     shutil.copy(SMOKE, path / "params.yaml")
     project = Project(path)
     project.run("git", "init", "-q")

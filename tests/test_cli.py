@@ -87,7 +87,7 @@ def test_sampling(here, rfpp):
         (["sample", "--model", "flow.safetensors", "--guidance", "2"], "guidance needs a flow"),
         (["sample", "--model", "flow.safetensors", "--solver", "rk9"], "unknown solver 'rk9'"),
         (["sample", "--model", "flow.safetensors", "--out", "x.gif"], "must end in .png or .npz"),
-        (["preset", "imagenet"], "there is no preset 'imagenet' (presets: digits, smoke)"),
+        (["preset", "imagenet"], "there is no preset 'imagenet' (presets: digits, folder, smoke)"),
         (["pairs", "verify", "nowhere.zarr"], "nowhere.zarr is missing"),
         (["pairs", "digest", "flow.safetensors"], "flow.safetensors"),
         (["work", "clean", "pairs/123"], "`rfpp work list` shows"),

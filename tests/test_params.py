@@ -50,7 +50,6 @@ def change(name, value):
         ("reflow.lr", float("inf"), ["reflow.lr", "finite"]),
         ("reflow.times.a", 3000.0, ["less than or equal to 100"]),
         ("evaluate.n", 3, ["n (3) must exceed neighbours + 1 (4)"]),
-        ("dataset.name", "folder", ["dataset.path must name a folder"]),
         ("network.channels", 30, ["network.channels is 30", "multiple of 8"]),
     ],
 )
