@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import stage
+from pipeline import edit, stage
 from rfpp_core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -81,6 +81,11 @@ def sample(
         out.parent.mkdir(parents=True, exist_ok=True)
         np.savez(out, images=to_uint8(images).numpy())
     print(f"{n} images at {recipe.forwards} NFE from {model} -> {out}")
+
+
+app.command()(edit.invert)
+app.command()(edit.interpolate)
+app.command()(edit.translate)
 
 
 @pairs_app.command("verify")

@@ -140,6 +140,45 @@ class Flow:
 
         return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
 
+    def decode(self, z: Tensor, recipe: Recipe, labels: Sequence[int] | None = None) -> Tensor:
+        """Images float32 (B, C, H, W) on the CPU of given noises (B, C, H, W).
+
+        Raises:
+            UserError: if a label is wrong or missing.
+        """
+        return self._transport(z, recipe, labels, backwards=False)
+
+    def invert(self, x: Tensor, recipe: Recipe, labels: Sequence[int] | None = None) -> Tensor:
+        """Noises float32 (B, C, H, W) of given images in [-1, 1]: the same ODE from t = 0 to 1.
+
+        Raises:
+            UserError: if a label is wrong or missing, or the solver has no inverse.
+        """
+        if recipe.solver.startswith("anchored"):
+            raise UserError("the anchored update starts from the noise and has no inverse; use "
+                            "euler, midpoint or heun")  # fmt: skip
+        return self._transport(x, recipe, labels, backwards=True)
+
+    def _transport(
+        self, state: Tensor, recipe: Recipe, labels: Sequence[int] | None, backwards: bool
+    ) -> Tensor:
+        if self.classes and labels is None:
+            raise UserError(f"this flow is conditional; give a label in 0..{self.classes - 1}")
+        y = self._labels(0, len(state), labels)
+        grid, last = recipe.plan()
+        grid = grid.flip(0) if backwards else grid
+        field = Guided(self.field, recipe.guidance)
+
+        @torch.inference_mode()
+        def one(start: int) -> Tensor:
+            part = slice(start, start + MICRO_BATCH)
+            here = state[part].to(self.device, memory_format=torch.channels_last)
+            label = None if y is None else y[part].to(self.device)
+            return solve(field, here, grid, recipe.solver, last, label).x.float().cpu()
+
+        starts = range(0, len(state), MICRO_BATCH)
+        return torch.cat(map_exact(one, starts, threads_for(self.device)))
+
     def _labels(self, key: int, n: int, labels: Sequence[int] | None) -> Tensor | None:
         if labels is None:
             return noise.labels(key, torch.arange(n), self.classes) if self.classes else None
@@ -158,3 +197,24 @@ def threads_for(device: torch.device) -> int:
         return 1
     given = os.environ.get("RFPP_THREADS", "")
     return int(given) if given.isdigit() else cores()
+
+
+def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
+    """Spherical interpolation from noise ``a`` to ``b``, each (C, H, W), at fractions u (N,).
+
+    Weights ``sin((1 - u) w) / sin(w)`` and ``sin(u w) / sin(w)``, w the angle between them, keep
+    the norm of Gaussian noise; (nearly) parallel ends fall back to the straight line.
+
+    Returns:
+        (N, C, H, W).
+    """
+    flat_a, flat_b, u = a.double().flatten(), b.double().flatten(), u.double()[:, None]
+    scale = flat_a.norm() * flat_b.norm()
+    cosine = (flat_a @ flat_b / scale).clamp(-1, 1) if scale > 0 else flat_a.new_ones(())
+    angle = torch.acos(cosine)
+    if torch.sin(angle) < 1e-6:
+        mixed = (1 - u) * flat_a + u * flat_b
+    else:
+        mixed = torch.sin((1 - u) * angle) * flat_a + torch.sin(u * angle) * flat_b
+        mixed = mixed / torch.sin(angle)
+    return mixed.reshape(-1, *a.shape).to(a.dtype)

@@ -111,9 +111,8 @@ def folder(
         UserError: if there are no images, an archive is unsafe, or labels are missing.
     """
     if not path.exists():
-        raise UserError(
-            f"dataset.path {path} does not exist; it names a folder or a zip of images"
-        )
+        raise UserError(f"{path} does not exist; give a folder or a zip of images (in params.yaml "
+                        f"by dataset.path)")  # fmt: skip
     names, read = _zip(path) if zipfile.is_zipfile(path) else _folder(path)
     if not names:
         raise UserError(f"{path} holds no images (of {', '.join(sorted(SUFFIXES))})")
@@ -138,6 +137,30 @@ def folder(
         return pixels
 
     return Source(names, numbers, classes, load, held_out)
+
+
+def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
+    """Every image of a file, a folder or a zip as uint8 (C, resolution, resolution).
+
+    Raises:
+        UserError: if there is none or one is corrupt.
+    """
+    names: Sequence[str] = [str(path)]
+    if path.is_file() and not zipfile.is_zipfile(path):
+        data = path.read_bytes()
+
+        def load(i: int) -> Pixels:
+            return decode(data, channels, resolution)
+    else:
+        source = folder(path, channels, resolution, None)
+        names, load = source.keys, source.load
+    found = []
+    for i, name in enumerate(names):
+        try:
+            found.append(load(i))
+        except CorruptImage as error:
+            raise UserError(f"{name} is not a readable image ({error})") from None
+    return found
 
 
 def decode(data: bytes, channels: int, resolution: int | None) -> Pixels:

@@ -102,6 +102,61 @@ def test_mistakes(here, rfpp, args, message):
     assert done.stderr.startswith("rfpp: ")
 
 
+@pytest.fixture(scope="module")
+def pictures(here):
+    from PIL import Image
+
+    folder = here / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
+    save_tiny(here / "conditional.safetensors", classes=10)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "noises"),
+    [
+        (["invert", "--model", "flow.safetensors"], "3 images, 8 NFE each way", 3),
+        (["invert", "--model", "conditional.safetensors", "--label", "3"], "3 images", 3),
+        (["interpolate", "--model", "flow.safetensors", "--steps", "6"], "6 images between", 6),
+        (["translate", "--model", "conditional.safetensors", "--from", "1", "--to", "2"],
+         "3 images from class 1 to 2", 3),
+    ],
+)  # fmt: skip
+def test_editing(here, pictures, rfpp, tmp_path, args, said, noises):
+    done = rfpp(*args, pictures, "--out", tmp_path, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert np.load(tmp_path / "noises.npz")["noise"].shape == (noises, 1, 8, 8)
+    assert (tmp_path / "strip.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["invert", "nowhere.png", "--model", "flow.safetensors"], "nowhere.png does not exist"),
+        (["invert", "junk.safetensors", "--model", "flow.safetensors"], "not a readable image"),
+        (["invert", "pictures", "--model", "flow.safetensors", "--nfe", "0"], "at least 1"),
+        (["invert", "pictures", "--model", "flow.safetensors", "--solver", "x"], "unknown solver"),
+        (["invert", "pictures", "--model", "conditional.safetensors"], "give a label in 0..9"),
+        (["invert", "pictures", "--model", "conditional.safetensors", "--label", "99"], "0..9"),
+        (["interpolate", "pictures/0.png", "--model", "flow.safetensors"], "takes two images"),
+        (["translate", "pictures", "--model", "flow.safetensors", "--from", "0", "--to", "1"],
+         "without labels"),
+    ],
+)  # fmt: skip
+def test_editing_mistakes(here, pictures, rfpp, args, message):
+    done = rfpp(*args, cwd=here)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (here / "edited").exists()
+
+
 def test_presets_keep_what_was_edited(here, rfpp):
     assert rfpp("preset", "smoke", cwd=here).returncode == 0
     params = here / "params.yaml"

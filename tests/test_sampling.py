@@ -3,7 +3,7 @@ import torch
 
 from rfpp_core import Recipe, build, load_flow
 from rfpp_core.errors import UserError
-from rfpp_core.sampling import Guided
+from rfpp_core.sampling import Guided, slerp
 from rfpp_core.solvers import solve
 from tests.conftest import randomised, save_tiny, tiny_arch
 
@@ -127,3 +127,42 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(
         build.field(tiny_arch(), seed=4).state_dict()["net.stem.weight"], a["net.stem.weight"]
     )
+
+
+def test_inversion_and_decoding_are_inverse(flow):
+    x = torch.tanh(flow.sample(5, nfe=4, seed=2))
+    recipe = Recipe("midpoint", 64)
+    z = flow.invert(x, recipe)
+    torch.testing.assert_close(flow.decode(z, recipe), x, rtol=0, atol=1e-3)
+    assert not torch.allclose(z, x)
+    assert torch.equal(flow.invert(x, recipe), z)  # nothing random
+    alone = flow.invert(x[2:3], recipe)
+    torch.testing.assert_close(alone, z[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_the_noise_of_a_seed_is_sampling_it(flow):
+    from rfpp_core import noise
+
+    z = noise.normal(noise.subkey(4, "sample"), torch.arange(5), flow.shape)
+    recipe = Recipe("euler", 3)
+    torch.testing.assert_close(flow.decode(z, recipe), flow.sample(5, seed=4, recipe=recipe))
+
+
+def test_inversion_needs_a_label_and_an_inverse(flow, conditional):
+    x = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(UserError, match=r"give a label in 0..9"):
+        conditional.invert(x, Recipe("euler", 2))
+    assert conditional.invert(x, Recipe("euler", 2), [3]).shape == x.shape
+    with pytest.raises(UserError, match="has no inverse"):
+        flow.invert(x, Recipe("anchored", 2))
+
+
+def test_slerp():
+    a, b = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 3.0]]])
+    path = slerp(a, b, torch.tensor([0.0, 0.5, 1.0]))
+    root = 3 / 2**0.5
+    torch.testing.assert_close(path.reshape(3, 2), torch.tensor([[3, 0], [root, root], [0, 3]]))
+    for same in (a, 2 * a, -a, torch.zeros_like(a)):
+        assert torch.isfinite(slerp(a, same, torch.linspace(0, 1, 5))).all()
+    torch.testing.assert_close(slerp(a, a, torch.tensor([0.3])), a[None])
+    torch.testing.assert_close(slerp(a, 2 * a, torch.tensor([0.5])), 1.5 * a[None])
