@@ -145,19 +145,15 @@ def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
     Raises:
         UserError: if there is none or one is corrupt.
     """
-    names: Sequence[str] = [str(path)]
     if path.is_file() and not zipfile.is_zipfile(path):
-        data = path.read_bytes()
-
-        def load(i: int) -> Pixels:
-            return decode(data, channels, resolution)
+        data, none = path.read_bytes(), np.full(1, -1, dtype=np.int64)
+        source = Source([str(path)], none, [], lambda i: decode(data, channels, resolution))
     else:
         source = folder(path, channels, resolution, None)
-        names, load = source.keys, source.load
     found = []
-    for i, name in enumerate(names):
+    for i, name in enumerate(source.keys):
         try:
-            found.append(load(i))
+            found.append(source.load(i))
         except CorruptImage as error:
             raise UserError(f"{name} is not a readable image ({error})") from None
     return found
