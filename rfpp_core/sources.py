@@ -116,7 +116,7 @@ def folder(
     names, read = _zip(path) if zipfile.is_zipfile(path) else _folder(path)
     if not names:
         raise UserError(f"{path} holds no images (of {', '.join(sorted(SUFFIXES))})")
-    parts = [_below_common(names)[name] for name in names]
+    parts = _below_common(names)
     split = {part.parts[0] for part in parts if len(part.parts) > 1}
     held_name = next((name for name in HELD_OUT_FOLDERS if name in split), None)
     held_out = None
@@ -324,14 +324,12 @@ def _zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     return sorted(images), read
 
 
-def _below_common(names: Sequence[str]) -> dict[str, PurePosixPath]:
+def _below_common(names: Sequence[str]) -> list[PurePosixPath]:
     """Names without the folders that all of them share (an archive's wrapper)."""
-    paths = {name: PurePosixPath(name) for name in names}
-    while all(len(path.parts) > 2 for path in paths.values()):
-        if len({path.parts[0] for path in paths.values()}) > 1:
-            break
-        paths = {name: PurePosixPath(*path.parts[1:]) for name, path in paths.items()}
-    return paths
+    parts = [PurePosixPath(name).parts for name in names]
+    while all(len(part) > 2 for part in parts) and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return [PurePosixPath(*part) for part in parts]
 
 
 def _labels(
