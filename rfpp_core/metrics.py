@@ -96,8 +96,8 @@ def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> tup
 
 def _share_inside(manifold: Features, points: Features, k: int) -> float:
     m, p = torch.from_numpy(manifold), torch.from_numpy(points)
-    radius = torch.cat([torch.cdist(rows, m).kthvalue(k + 1, dim=1).values
-                        for rows in torch.split(m, 1024)])  # fmt: skip
+    near = (torch.cdist(rows, m).topk(k + 1, largest=False) for rows in torch.split(m, 1024))
+    radius = torch.cat([found.values[:, -1] for found in near])
     inside = [(torch.cdist(rows, m) <= radius).any(1) for rows in torch.split(p, 1024)]
     return float(torch.cat(inside).double().mean())
 

@@ -163,7 +163,7 @@ class Evaluate(Section):
     teacher_nfe: Positive = 35
     teacher_seeds: Positive = 3
     neighbours: Positive = 3
-    straightness_n: Positive = 500
+    straightness_n: Positive = 200
 
     @model_validator(mode="after")
     def enough_samples(self) -> Evaluate:
