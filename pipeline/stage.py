@@ -82,8 +82,8 @@ def check_builds() -> None:
 class Staging:
     """A locked work directory of one identity; use :func:`staging`."""
 
-    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
-        self.path, self.document = path, document
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @property
     def adopted(self) -> list[Any]:
@@ -123,7 +123,7 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
         path.mkdir(exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
-        yield Staging(path, document)
+        yield Staging(path)
 
 
 def lock_of(path: Path) -> Path:

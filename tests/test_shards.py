@@ -80,7 +80,7 @@ def test_another_teacher_is_refused(tmp_path, teacher):
 def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = make(tmp_path / "p.zarr", teacher, [0, 1])
-    work = stage.Staging(tmp_path / "work", {})
+    work = stage.Staging(tmp_path / "work")
     work.path.mkdir()
 
     def check():
@@ -103,7 +103,7 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
 
 def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypatch):
     store = make(tmp_path / "p.zarr", teacher, [0])
-    work = stage.Staging(tmp_path, {})
+    work = stage.Staging(tmp_path)
     right = shards.to_uint8
 
     def one_pixel_off(x):
