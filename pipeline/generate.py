@@ -20,13 +20,13 @@ TOLERATED_SHARE, TOLERATED_LEVELS = 0.01, 1.0  # of pixels, of 255: another mode
 def spec_of(k: str) -> PairSpec:
     """The PairSpec of a round, from params and the teacher's file."""
     from pipeline import reflow, training
-    from rfpp_core import checkpoint, params
+    from rfpp_core import params
     from rfpp_core.pairs import PairSpec
 
     config = params.load()
     path, generate = reflow.teacher_path(config, k), config.generate
-    digest = training.digest_of_model(path)
-    arch = checkpoint.load(path).about["architecture"]
+    digest, about = training.read_model(path)
+    arch = about["architecture"]
     return PairSpec(
         teacher=digest,
         solver=generate.solver,
@@ -41,11 +41,9 @@ def spec_of(k: str) -> PairSpec:
     )
 
 
-def asked(k: str) -> dict[str, Any]:
+def asked(spec: PairSpec, n: int) -> dict[str, Any]:
     """The identity and n: all that DVC will record with the result."""
-    from rfpp_core import params
-
-    return {**spec_of(k).identity, "n": params.load().generate.n}
+    return {**spec.identity, "n": n}
 
 
 def run(k: str) -> None:
@@ -58,7 +56,7 @@ def run(k: str) -> None:
 
     config = params.load()
     n, teacher = config.generate.n, str(reflow.teacher_path(config, k).resolve())
-    before, spec = asked(k), spec_of(k)
+    spec = spec_of(k)
     with stage.staging("pairs", spec.identity) as work:
         store = PairStore.create(work.path / "pairs.zarr", spec, n)
         drop_damaged(store)
@@ -77,7 +75,7 @@ def run(k: str) -> None:
             pool.close(kill=True)
             raise
         pool.close()
-        stage.confirm(before, asked(k))
+        stage.confirm(asked(spec, n), asked(spec_of(k), params.load().generate.n))
         PairStore.open(store.path).publish(reflow.pairs_path(k), n, work.adopted)
 
 

@@ -35,8 +35,7 @@ def teacher_path(config: params.Params, k: str) -> Path:
 def job(k: str) -> training.Job:
     config = params.load()
     teacher = teacher_path(config, k)
-    digest = training.digest_of_model(teacher)
-    about = checkpoint.load(teacher).about
+    digest, about = training.read_model(teacher)
     store = PairStore.open(pairs_path(k))
     if store.spec.teacher != digest:
         raise UserError(f"{pairs_path(k)} was made by another teacher than {teacher}; "

@@ -201,11 +201,11 @@ def _bar(
             yield report
 
 
-def digest_of_model(path: Path) -> str:
-    """Digest of a model file's weights and architecture.
+def read_model(path: Path) -> tuple[str, dict[str, Any]]:
+    """Digest of a model file's weights and architecture, and its metadata.
 
     Raises:
         UserError: naming the command that makes it.
     """
     tensors, about = checkpoint.load(path)
-    return checkpoint.weights_digest(tensors, about["architecture"])
+    return checkpoint.weights_digest(tensors, about["architecture"]), about

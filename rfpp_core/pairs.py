@@ -39,7 +39,7 @@ FORMAT = 1
 class PairSpec:
     """What determines the pairs of a store, and nothing else.
 
-    ``n`` is not part of it.  ``teacher`` is the sha256 of the teacher's model file.
+    ``n`` is not part of it.  ``teacher`` is the digest of its weights and architecture.
     """
 
     teacher: str

@@ -242,7 +242,8 @@ def write(
         elif not corrupt:
             raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
                             f"change dataset.held_out")  # fmt: skip
-    if corrupt and (not skip_corrupt or shape == (0, 0, 0)):
+    whole = "train" in group and "held_out" in group
+    if corrupt and not (skip_corrupt and whole):
         _refuse(corrupt)
     group.attrs["rfpp"] = {
         **about,

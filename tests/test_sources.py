@@ -127,6 +127,14 @@ def test_corrupt_images_stop_the_set_unless_skipped(tmp_path):
     np.testing.assert_array_equal(train.images[2], source.load(3))
 
 
+def test_a_split_of_corrupt_images_alone_is_refused(tmp_path):
+    path = tree(tmp_path / "images", CLASSES)
+    (path / "cat" / "2.png").write_bytes(b"junk")
+    source = sources.folder(path, 3, 8)
+    with pytest.raises(UserError, match=r"1 corrupt image"):
+        sources.write(tmp_path / "a.zarr", source, np.arange(10) == 2, skip_corrupt=True)
+
+
 def test_other_sizes_need_a_resolution(tmp_path):
     path = tree(tmp_path / "images", ["a.png", "b.png"])
     (path / "c.png").write_bytes(picture((10, 10)))
