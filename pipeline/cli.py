@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline import edit, stage
+from pipeline import edit, perceptual_net, stage
 from rfpp_core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -127,7 +128,8 @@ def work_adopt(
     note: dict[str, Any] = {"why": why}
     target = path
     if "code" in document:
-        now, then = stage.code_digests(), document["code"]
+        then = document["code"]
+        now = stage.code_digests(_rooms(then))
         note["rooms"] = sorted(r for r in now.keys() | then.keys() if now.get(r) != then.get(r))
         if not note["rooms"]:
             raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
@@ -168,6 +170,12 @@ def _staged() -> list[Path]:
     return sorted(path.parent for path in stage.work().glob("*/*/identity.json"))
 
 
+def _rooms(code: Mapping[str, str]) -> tuple[str, ...]:
+    """The rooms that would count today for work that these made."""
+    extra = (room for room in perceptual_net.ROOMS if room in code)
+    return (*stage.TRAINING_ROOMS, *extra)
+
+
 def _find(name: str) -> Path:
     found = [path for path in _staged() if name in (f"{path.parent.name}/{path.name}", path.name)]
     if len(found) != 1:
@@ -182,7 +190,8 @@ def _state(path: Path, document: dict[str, Any]) -> str:
     done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
     states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
     finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    stale = "" if stage.code_digests() == document["code"] else " (made by other code)"
+    then = document["code"]
+    stale = "" if stage.code_digests(_rooms(then)) == then else " (made by other code)"
     return f"{finished}state at step {states[-1] if states else 0}{stale}"
 
 

@@ -28,12 +28,11 @@ from rfpp_core import (
     schedules,
 )
 from rfpp_core.params import Evaluate
-from rfpp_core.sampling import Flow, Recipe
-from rfpp_core.solvers import steps_for, trajectory
+from rfpp_core.sampling import MICRO_BATCH, Flow, Recipe, draw
+from rfpp_core.solvers import ADAPTIVE, trajectory
 
-METRICS = ("fd_classifier", "fd_classifier_held_out", "kid", "precision", "recall")
-HEADLINES = ("fd_classifier", "agreement")  # what the metrics file shows; the rest is in the CSV
 ROUND_TRIP_NFE = 8
+MOST = 1000  # held-out images that are sent to noise and back
 SHOWN = 64
 
 Row = dict[str, Any]
@@ -43,27 +42,24 @@ def run(name: str) -> None:
     config = params.load()
     section, device = config.evaluate, runtime.device()
     runtime.exact()
-    net, real = reference.load_net(), dict(np.load(reference.REFERENCE))
+    real = reference.Reference(config)
     flow = build.load_flow(f"models/{name}.safetensors", device)
     rows: list[Row] = []
     first = flow.about["provenance"]["stage"] == "pretrain"
     for recipe, seeds in recipes(section, section.teacher_seeds if first else 1):
-        found = [measure(flow, net, real, recipe, config, i) for i in range(seeds)]
-        rows.append(row_of(recipe, section.n, found))
-    means = {name: {f"nfe{row['nfe']}": row[name] for row in rows} for name in HEADLINES
-             if name in rows[0]}  # fmt: skip
+        found = [measure(flow, real, recipe, config, i) for i in range(seeds)]
+        nfe = recipe.nfe or spent(flow, recipe)
+        rows.append(row_of(Recipe(recipe.solver, nfe), section.n, found))
     stage.write_csv(Path(f"curves/{name}.csv"), rows)
     held_out = data.read(stage.IMAGES, "held_out")
+    inverted = inversion(flow, held_out, section.solver)
     provenance = flow.about["provenance"]
     stage.write_json(Path(f"metrics/{name}.json"), {
-        **means,
-        "fd_classifier": {
-            "floor": _round(real["floor"][:, 0].mean()),
-            "held_out": _round(real["held_out_row"][:, 0].mean()),
-            **means["fd_classifier"],
-        },
+        **headlines(real, rows),
         "straightness": _round(straightness(flow, config)),
-        "round_trip": _round(round_trip(flow, held_out, section.solver)),
+        "round_trip": _round(inverted.round_trip),
+        "noise": {name: _round(value) for name, value in inverted._asdict().items()
+                  if name != "round_trip"},
         "images_per_second_nfe1": round(speed(flow, section)),
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],
@@ -71,30 +67,41 @@ def run(name: str) -> None:
     pictures(flow, name, config)
 
 
+def headlines(real: reference.Reference, rows: list[Row]) -> dict[str, dict[str, float | None]]:
+    """What ``dvc exp show`` shows: the distances, and agreement; the rest is in the CSV."""
+    found: dict[str, dict[str, float | None]] = {}
+    for net, of_net in real.rows.items():
+        floor, held_out = (_round(of_net[row][:, 0].mean()) for row in reference.ROWS)
+        found[metrics.DISTANCES[net]] = {"floor": floor, "held_out": held_out}
+    for name in (*found, *(["agreement"] if "agreement" in rows[0] else [])):
+        found.setdefault(name, {}).update({_name(row): row[name] for row in rows})
+    return found
+
+
 def recipes(section: Evaluate, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
-    """Each (sampler, number of sampling seeds) of the table; the many-step row comes last."""
+    """Each (sampler, number of sampling seeds) of the table; the many-step rows come last."""
     few = [(Recipe(section.solver, nfe, times=section.grids.get(str(nfe), ())), section.seeds)
            for nfe in section.nfe if nfe != section.teacher_nfe]  # fmt: skip
-    return [*few, (Recipe("heun", section.teacher_nfe), many_seeds)]
+    many = [(Recipe("heun", section.teacher_nfe), many_seeds)]
+    return few + many + ([(Recipe(ADAPTIVE), many_seeds)] if section.adaptive else [])
 
 
 def measure(
-    flow: Flow,
-    net: features.Classifier,
-    real: reference.Split,
-    recipe: Recipe,
-    config: params.Params,
-    seed: int,
+    flow: Flow, real: reference.Reference, recipe: Recipe, config: params.Params, seed: int
 ) -> dict[str, float]:
     """Every metric of one set of samples; for a conditional flow also how often the classifier
     sees the label that was asked for."""
     section, key = config.evaluate, noise.subkey(config.seed, f"evaluate {seed}")
     y = _y(flow, key, section.n)
     images = pixels.to_uint8(flow.from_noise_key(key, section.n, recipe, y))
-    values = reference.distances(real, features.extract(net, images), section.neighbours)
-    found = dict(zip(METRICS, values, strict=True))
-    if y is not None:
-        found["agreement"] = features.accuracy(net, data.Images(images.numpy(), y.numpy()))
+    found: dict[str, float] = {}
+    for net, extract in real.extractors.items():
+        fake = features.extract(extract, images)
+        values = reference.distances(real.real[net], fake, section.neighbours)
+        found |= dict(zip(metrics.columns(net), values, strict=True))
+    if y is not None and real.classifier is not None:
+        asked = data.Images(images.numpy(), y.numpy())
+        found["agreement"] = features.accuracy(real.classifier, asked)
     return found
 
 
@@ -115,13 +122,14 @@ def straightness(flow: Flow, config: params.Params) -> float:
     return metrics.straightness(flow.field, z, None if y is None else y.to(flow.device))
 
 
-def round_trip(flow: Flow, held_out: data.Images, solver: str) -> float:
-    """Mean square error of image -> noise -> image at 8 evaluations each way."""
-    solver = "euler" if solver.startswith("anchored") else solver
-    steps, _ = steps_for(solver, ROUND_TRIP_NFE)
-    x = pixels.to_float(torch.from_numpy(held_out.images)).to(flow.device)
-    y = torch.from_numpy(held_out.labels).long().to(flow.device) if flow.classes else None
-    return metrics.round_trip(flow.field, x, solver, schedules.uniform(steps), y)
+def inversion(flow: Flow, held_out: data.Images, solver: str) -> metrics.Inversion:
+    """Held-out images to noise and back at 8 evaluations each way."""
+    recipe = Recipe("euler" if solver.startswith("anchored") else solver, ROUND_TRIP_NFE)
+    which = np.linspace(0, len(held_out.images) - 1, min(MOST, len(held_out.images))).astype(int)
+    x = pixels.to_float(torch.from_numpy(held_out.images[which]))
+    y = held_out.labels[which].tolist() if flow.classes else None
+    z = flow.invert(x, recipe, y)
+    return metrics.inversion(x, z, flow.decode(z, recipe, y))
 
 
 def speed(flow: Flow, section: Evaluate) -> float:
@@ -141,6 +149,8 @@ def pictures(flow: Flow, name: str, config: params.Params) -> None:
     shown = max(SHOWN, 8 * min(flow.classes, 16))
     labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
     for recipe, _ in recipes(config.evaluate):
+        if recipe.solver == ADAPTIVE:
+            continue
         images = flow.from_noise_key(key, shown, recipe, labels)
         save_grid(images, Path(f"samples/{name}/nfe{recipe.nfe}.png"), 8)
     z = noise.normal(key, torch.arange(8), flow.shape).to(flow.device)
@@ -161,6 +171,19 @@ def save_grid(images: Tensor, path: Path, columns: int, side: int = 32) -> None:
     grid = make_grid(big, columns, padding=2, pad_value=128)
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
     files.write_atomic(path, lambda part: image.save(part, "PNG"))
+
+
+def spent(flow: Flow, recipe: Recipe) -> int:
+    """Evaluations of an adaptive solver, counted over a micro-batch."""
+    index = torch.arange(MICRO_BATCH)
+    z = noise.normal(0, index, flow.shape).to(flow.device)
+    y = _y(flow, 0, MICRO_BATCH)
+    return draw(flow.field, z, None if y is None else y.to(flow.device), recipe).nfe
+
+
+def _name(row: Row) -> str:
+    """The key of a row in the metrics file."""
+    return ADAPTIVE if row["solver"] == ADAPTIVE else f"nfe{row['nfe']}"
 
 
 def _y(flow: Flow, key: int, n: int) -> Tensor | None:

@@ -11,17 +11,12 @@ from tqdm import tqdm
 
 from pipeline import stage
 from rfpp_core import files, params, sources
-from rfpp_core.errors import UserError
 
 
 def run() -> None:
     config = params.load()
-    stage.check_builds()
     section = config.dataset
     source = source_of(section)
-    if config.network.conditional and not source.classes:
-        raise UserError("network.conditional needs labels: put the images in a folder per class, "
-                        "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
     held_out = source.held_out
     if held_out is None:
         held_out = sources.held_out_mask(source.labels, section.held_out, section.seed)

@@ -1,26 +1,43 @@
-"""Stage ``reference``: what real images look like to the metric.
+"""Stage ``reference``: what real images look like to the metrics.
 
-data/images.zarr -> models/features.safetensors (the feature net) and data/reference.npz (features
-of both splits, and the two real rows of every table).
+data/images.zarr -> models/features.safetensors (the classifier, if there is one, and what the
+feature nets are) and data/reference.npz (for every feature net the features of both splits, and
+the two real rows of its table).
 """
 
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import stage
-from rfpp_core import checkpoint, data, features, files, metrics, params
+from rfpp_core import checkpoint, data, features, files, inception, metrics, params, runtime
+from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey, uniform
 
 NET = Path("models/features.safetensors")
 REFERENCE = Path("data/reference.npz")
+MOST = 10_000  # images of a set that KID, precision and recall look at: their cost is its square
 
-Split = dict[str, NDArray[np.float64]]  # features (N, 64) by split
+Array = NDArray[np.float32]
+Extract = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
+ROWS = ("floor", "held_out_row")  # the two real rows of a table
+
+
+class Real(NamedTuple):
+    """Real images in one feature net: features (N, D) of both splits and their moments."""
+
+    train: Array
+    held_out: Array
+    moments: tuple[metrics.Gaussian, metrics.Gaussian]
 
 
 def run() -> None:
@@ -31,29 +48,78 @@ def run() -> None:
         data.read(stage.IMAGES, "held_out"),
     )
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
-    section = config.features
-    net = features.train_classifier(
-        train, about["classes"], section.steps, section.batch, section.lr, config.dataset.seed
-    )
-    accuracy = features.accuracy(net, held)
-    print(f"classifier: held-out accuracy {accuracy:.4f}")
-    document = {
-        "features": section.name,
-        "channels": about["shape"][0],
+    document: dict[str, Any] = {
+        "features": described(config.features),
+        "shape": about["shape"],
         "classes": about["classes"],
-        "held_out_accuracy": accuracy,
         "images": about["digest"],
         "seed": config.dataset.seed,
     }
-    checkpoint.save(NET, net.state_dict(), document)
-    real = {name: features.extract(net, torch.from_numpy(part.images))
-            for name, part in (("train", train), ("held_out", held))}  # fmt: skip
+    weights: dict[str, Tensor] = {}
+    classifier = None
+    if "classifier" in config.features.nets:
+        classifier = _classifier(config, train, about)
+        weights, accuracy = classifier.state_dict(), features.accuracy(classifier, held)
+        document["held_out_accuracy"] = accuracy
+        print(f"classifier: held-out accuracy {accuracy:.4f}")
+    checkpoint.save(NET, weights, document)
+    arrays: dict[str, NDArray[Any]] = {}
+    for net, extract in extractors(config.features, classifier).items():
+        real = real_of(*(features.extract(extract, torch.from_numpy(part.images))
+                         for part in (train, held)))  # fmt: skip
+        found = {"train": real.train, "held_out": real.held_out, **_real_rows(real, config)}
+        arrays |= {f"{net}/{name}": array for name, array in found.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, **real, **_real_rows(real, config))  # type: ignore[arg-type]
-    files.write_atomic(REFERENCE, lambda part: part.write_bytes(buffer.getvalue()))
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    files.write_atomic(REFERENCE, lambda part: part.write_bytes(buffer.getbuffer()))
 
 
-def _real_rows(real: Split, config: params.Params) -> Split:
+def _classifier(
+    config: params.Params, train: data.Images, about: dict[str, Any]
+) -> features.Classifier:
+    if not about["classes"]:
+        raise UserError("features.nets has classifier, which learns labels, but the images have "
+                        "none; use inception or, as a last resort, pixels")  # fmt: skip
+    section, (channels, side, _) = config.features, about["shape"]
+    net = features.new_classifier(channels, about["classes"], side, config.dataset.seed)
+    features.train_classifier(
+        net, train, section.steps, section.batch, section.lr, config.dataset.seed
+    )
+    return net
+
+
+def extractors(
+    section: params.Features, classifier: features.Classifier | None
+) -> dict[str, Extract]:
+    """The feature nets that the params name, in that order."""
+    device = runtime.device()
+    found: dict[str, Extract] = {}
+    for name in section.nets:
+        if name == "classifier":
+            assert classifier is not None
+            found[name] = classifier.of_uint8
+        elif name == "pixels":
+            print("rfpp: fd_pixels compares averaged pixels: it sees neither detail nor content; "
+                  "prefer inception or a classifier", file=sys.stderr)  # fmt: skip
+            found[name] = features.pooled_pixels
+        else:
+            found[name] = inception.load(
+                section.inception_path, section.inception_sha256, name == "inception_clean", device
+            )
+    return found
+
+
+def described(section: params.Features) -> dict[str, Any]:
+    """What of the section determines features: no path."""
+    return section.model_dump(mode="json", exclude={"inception_path"})
+
+
+def real_of(train: Array, held_out: Array) -> Real:
+    """Features of both splits with their moments."""
+    return Real(train, held_out, (metrics.gaussian(train), metrics.gaussian(held_out)))
+
+
+def _real_rows(real: Real, config: params.Params) -> dict[str, NDArray[Any]]:
     """Metrics of real images: the training set (floor) and the held-out set.
 
     Frechet distances are those of bootstraps of n images.  A bootstrap repeats images, which
@@ -62,47 +128,69 @@ def _real_rows(real: Split, config: params.Params) -> Split:
     """
     rows = {}
     section = config.evaluate
-    distinct = distances(real, real["held_out"], section.neighbours)
-    for row, part in (("floor", "train"), ("held_out_row", "held_out")):
+    distinct = distances(real, real.held_out, section.neighbours)
+    for row, part in zip(ROWS, (real.train, real.held_out), strict=True):
         found = []
         for i in range(section.seeds):
-            some = resample(real[part], section.n, config.dataset.seed, f"{row} {i}")
-            fd, fd_held_out = (_frechet(real[to], some) for to in ("train", "held_out"))
-            others = distinct[2:] if part == "held_out" else (np.nan,) * 3
+            some = metrics.gaussian(_resample(part, section.n, config.dataset.seed, f"{row} {i}"))
+            fd, fd_held_out = (metrics.frechet(some, to) for to in real.moments)
+            others = distinct[2:] if part is real.held_out else (np.nan,) * 3
             found.append((fd, fd_held_out, *others))
         rows[row] = np.array(found)
     return rows
 
 
 def distances(
-    real: Split, fake: NDArray[np.float64], neighbours: int
+    real: Real, fake: Array, neighbours: int
 ) -> tuple[float, float, float, float, float]:
     """Frechet distances to the training and to the held-out split; to the training split also KID
-    on standardised features, precision and recall."""
-    train = real["train"]
+    on standardised features, precision and recall (of at most 10,000 images a set)."""
+    of_fake = metrics.gaussian(fake)
+    fd, fd_held_out = (metrics.frechet(of_fake, to) for to in real.moments)
+    train, fakes = (_spread(rows).astype(np.float64) for rows in (real.train, fake))
     scale = metrics.standardizer(train)
-    kid = metrics.kid(scale(fake), scale(train))
-    pr = metrics.precision_recall(train, fake, neighbours)
-    return _frechet(train, fake), _frechet(real["held_out"], fake), kid, *pr
+    kid = metrics.kid(scale(fakes), scale(train))
+    return fd, fd_held_out, kid, *metrics.precision_recall(train, fakes, neighbours)
 
 
-def _frechet(real: NDArray[np.float64], fake: NDArray[np.float64]) -> float:
-    return metrics.frechet(metrics.gaussian(fake), metrics.gaussian(real))
+def _spread(rows: Array) -> Array:
+    """At most 10,000 rows, evenly."""
+    if len(rows) <= MOST:
+        return rows
+    some: Array = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]
+    return some
 
 
-def resample(rows: NDArray[np.float64], n: int, seed: int, purpose: str) -> NDArray[np.float64]:
+def _resample(rows: Array, n: int, seed: int, purpose: str) -> Array:
     """A bootstrap sample of n rows."""
     pick = uniform(subkey(seed, purpose), torch.arange(n)) * len(rows)
-    chosen: NDArray[np.float64] = rows[pick.long().numpy()]
+    chosen: Array = rows[pick.long().numpy()]
     return chosen
 
 
-def load_net() -> features.Classifier:
-    """The feature net of the metric."""
-    tensors, about = checkpoint.load(NET, "dvc repro reference")
-    net = features.Classifier(about["channels"], about["classes"])
-    checkpoint.load_into(net, tensors, str(NET))
-    return net.eval()
+class Reference:
+    """The feature nets and what real images look like to each."""
+
+    def __init__(self, config: params.Params) -> None:
+        section = config.features
+        tensors, about = checkpoint.load(NET, "dvc repro reference")
+        if about.get("features") != described(section):
+            have = about.get("features") or {}
+            raise UserError(f"{NET} is of {', '.join(have.get('nets', ['other nets']))} made with "
+                            f"other features params than now ({', '.join(section.nets)}); run "
+                            f"`dvc repro reference`")  # fmt: skip
+        self.classifier = None
+        if "classifier" in section.nets:
+            channels, side, _ = about["shape"]
+            self.classifier = features.Classifier(channels, about["classes"], side)
+            checkpoint.load_into(self.classifier, tensors, str(NET))
+            self.classifier.eval()
+        self.extractors = extractors(section, self.classifier)
+        arrays = np.load(REFERENCE)
+        self.real: dict[str, Real] = {
+            net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
+        }
+        self.rows = {net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import yaml
 
 from pipeline import stage
 from rfpp_core import build, checkpoint, files, params
+from rfpp_core.metrics import DISTANCES, columns
+from rfpp_core.solvers import ADAPTIVE
 
 REPORT = Path("report")
 STYLE = """
@@ -33,13 +35,7 @@ pre{background:#f6f6f6;padding:.8rem;overflow:auto;font-size:.8rem}.note{color:#
 """
 
 Row = dict[str, str]
-NAMES = {  # columns of the curves CSV, and what the table calls them
-    "fd_classifier": "fd_classifier",
-    "fd_classifier_held_out": "to held-out",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
+LABELS = ("", "to held-out", "KID", "precision", "recall")  # of metrics.columns, in that order
 
 
 def run() -> None:
@@ -51,21 +47,25 @@ def run() -> None:
     curves = {flow: _csv(Path(f"curves/{flow}.csv")) for flow in flows}
     metrics = {flow: json.loads(Path(f"metrics/{flow}.json").read_text()) for flow in flows}
     about = {flow: checkpoint.load(Path(f"models/{flow}.safetensors")).about for flow in flows}
-    features = checkpoint.load(Path("models/features.safetensors")).about
-    real = dict(np.load("data/reference.npz"))
+    nets = config.features.nets
+    headline, real = DISTANCES[nets[0]], dict(np.load("data/reference.npz"))
     for flow in flows:
         shutil.copytree(f"samples/{flow}", building / flow)
-    _plot_distance(building / "distance.png", curves, metrics["flow1"]["fd_classifier"])
+    _plot_distance(building / "distance.png", curves, metrics["flow1"], headline)
     _plot_losses(building / "loss.png", flows)
     _plot_times(building / "times.png", config)
     page = [
-        _summary(config, metrics, features),
-        "<h2>Distance by network evaluations (NFE)</h2>", _table(curves, real),
+        _summary(config, metrics),
+        "<h2>Distance by network evaluations (NFE)</h2>",
+        *(_table(net, curves, real) + _said_of(net, config) for net in nets),
+        _rankings(nets, curves),
         _picture("distance.png", "lower is better; both axes logarithmic"),
         "<h2>Samples, from the same noise for every flow and NFE</h2>", _samples(curves),
         "<h2>Trajectories, noise to image in 10 Euler steps</h2>",
         *(_picture(f"{flow}/trajectory.png", flow) for flow in flows),
-        "<h2>Straightness, round trip, speed and budget</h2>", _properties(metrics),
+        "<h2>Inversion of real images</h2>",
+        _inversions(metrics, about["flow1"]["architecture"]["shape"]),
+        "<h2>Straightness, speed and budget</h2>", _properties(metrics),
         "<h2>Training</h2>",
         _picture("loss.png", "training loss"), _picture("times.png", "law of the training time t"),
         "<h2>Params</h2>", _pre(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
@@ -80,59 +80,99 @@ def run() -> None:
     print(f"report: open {REPORT / 'index.html'}")
 
 
-def _summary(config: params.Params, metrics: dict[str, Any], features: dict[str, Any]) -> str:
+def _summary(config: params.Params, metrics: dict[str, Any]) -> str:
     last = f"flow{max(config.rounds, key=int)}" if config.rounds else "flow1"
-    fd, many = metrics[last]["fd_classifier"], f"nfe{config.evaluate.teacher_nfe}"
-    floor, teacher = fd["floor"], metrics["flow1"]["fd_classifier"]
+    name = DISTANCES[config.features.nets[0]]
+    fd, many = metrics[last][name], f"nfe{config.evaluate.teacher_nfe}"
+    floor, teacher = fd["floor"], metrics["flow1"][name]
     first = f"nfe{min(config.evaluate.nfe)}"
     excess = (fd[first] - floor) / (teacher[many] - floor)
     straighter = metrics["flow1"]["straightness"] / metrics[last]["straightness"]
     return (
         f"<h1>{html.escape(config.dataset.name)}: {last}</h1>"
-        f"<p>At {first[3:]} network evaluation(s) {last} lies at a Frechet distance of "
-        f"<b>{fd[first]:.3g}</b> from the training images; the first flow needs {many[3:]} for "
+        f"<p>At {first[3:]} network evaluation(s) {last} lies at {name} <b>{fd[first]:.3g}</b> "
+        f"from the training images; the first flow needs {many[3:]} for "
         f"<b>{teacher[many]:.3g}</b> and has {teacher[first]:.3g} at {first[3:]}. In excess over "
         f"the floor ({floor:.3g}) that is {excess:.2f} times the teacher's. Paths are "
         f"{straighter:.0f} times straighter.</p>"
-        f"<p class=note>One training seed; means over sampling seeds. Distances are to the "
-        f"training split in the features of a classifier (held-out accuracy "
-        f"{features['held_out_accuracy']:.3f}), hence fd_classifier, not FID. "
+        f"<p class=note>One training seed; means over sampling seeds. "
         f"A claim that one setting beats another needs several training seeds, and one about 1 "
         f"evaluation a control arm (plain regression at t = 1): `make study` runs both.</p>"
     )
 
 
-def _table(curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
-    agreement = "agreement" in curves["flow1"][0]
-    shown = {**NAMES, **({"agreement": "label agreement"} if agreement else {})}
-    head = ("", "NFE", "solver", *shown.values(), "n", "seeds")
+def _table(net: str, curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
+    metrics = columns(net)
+    labels = dict(zip(metrics, (DISTANCES[net], *LABELS[1:]), strict=True))
+    if net == "classifier" and "agreement" in curves["flow1"][0]:
+        labels["agreement"] = "label agreement"
+    head = ("", "NFE", "solver", *labels.values(), "n", "seeds")
     n = curves["flow1"][0]["n"]
     body: list[Sequence[str]] = []
     for name, key in (("floor: training images", "floor"), ("held-out images", "held_out_row")):
-        rows = real[key]
-        row: Row = {metric: str(mean) for metric, mean in zip(NAMES, rows.mean(0), strict=True)}
+        rows = real[f"{net}/{key}"]
+        row: Row = {metric: str(mean) for metric, mean in zip(metrics, rows.mean(0), strict=True)}
         spread = [s if s > 0 else "" for s in rows.std(0, ddof=1 if len(rows) > 1 else 0)]
-        row |= {f"{metric}_std": str(std) for metric, std in zip(NAMES, spread, strict=True)}
-        cells = [_spread(row, metric) for metric in shown]
-        body.append((name, "", "", *cells, n, str(len(rows))))
+        row |= {f"{metric}_std": str(std) for metric, std in zip(metrics, spread, strict=True)}
+        body.append((name, "", "", *(_spread(row, label) for label in labels), n, str(len(rows))))
     for flow, rows in curves.items():
         for row in rows:
-            cells = [_spread(row, metric) for metric in shown]
+            cells = [_spread(row, label) for label in labels]
             body.append((flow, row["nfe"], row["solver"], *cells, row["n"], row["seeds"]))
-    return _html_table(head, body) + (
-        "<p class=note>± is the deviation over sampling seeds, or bootstraps in the real rows. "
-        "Distances are to the training split unless said; KID is on features standardised by it, "
-        "and in the held-out row, as precision and recall, of its distinct images. Heun spends "
-        "2N - 1 evaluations on N steps.</p>"
+    return _html_table(head, body)
+
+
+def _said_of(net: str, config: params.Params) -> str:
+    """What must be said beside the numbers of a feature net."""
+    said = {
+        "classifier": "A classifier trained here on the labels, hence fd_classifier, not FID "
+        f"(held-out accuracy {_accuracy():.3f}).",
+        "inception": "FID as published ones: clean-fid's Inception, legacy_tensorflow resizing.",
+        "inception_clean": "clean-fid's Inception and its own resizing: not set beside FIDs that "
+        "were resized otherwise.",
+        "pixels": "A last resort: averaged pixels see neither detail nor content.",
+    }[net]
+    if net.startswith("inception") and (config.evaluate.n < 50_000 or config.dataset.limit):
+        said += (f" n = {config.evaluate.n:,} and images are limited to "
+                 f"{config.dataset.limit or 'no number'}: published FIDs take 50,000 samples and "
+                 f"the whole training set.")  # fmt: skip
+    loss = config.reflow.loss
+    shared = {"lpips": "ImageNet", "classifier": "the labels"}[loss.perceptual]
+    knows = {"inception": "lpips", "inception_clean": "lpips", "classifier": "classifier"}
+    if loss.is_perceptual and knows.get(net) == loss.perceptual:
+        said += f" The loss of reflow and this net both know {shared}."
+    return (
+        f"<p class=note>{said} ± is the deviation over sampling seeds, or bootstraps in the real "
+        f"rows. Distances are to the training split unless said; KID is on features standardised "
+        f"by it, and in the held-out row, as precision and recall, of its distinct images. Heun "
+        f"spends 2N - 1 evaluations on N steps.</p>"
     )
 
 
+def _accuracy() -> float:
+    about = checkpoint.load(Path("models/features.safetensors")).about
+    return float(about["held_out_accuracy"])
+
+
+def _rankings(nets: Sequence[str], curves: dict[str, list[Row]]) -> str:
+    """Whether the feature nets put the rows in the same order."""
+    if len(nets) < 2:
+        return ""
+    from scipy.stats import spearmanr
+
+    rows = [row for of_flow in curves.values() for row in of_flow]
+    first, *others = ([float(row[DISTANCES[net]]) for row in rows] for net in nets)
+    same = (f"{DISTANCES[net]} {spearmanr(first, values).statistic:.2f}"
+            for net, values in zip(nets[1:], others, strict=True))  # fmt: skip
+    return (f"<p>Order of the rows beside that by {DISTANCES[nets[0]]} (Spearman's rank "
+            f"correlation): {', '.join(same)}.</p>")  # fmt: skip
+
+
 def _properties(metrics: dict[str, Any]) -> str:
-    head = ("flow", "straightness", "round trip (8 NFE each way)", "images/s at 1 NFE",
-            "budget", "with ancestors")  # fmt: skip
+    head = ("flow", "straightness", "images/s at 1 NFE", "budget", "with ancestors")
     body = [
-        (flow, f"{m['straightness']:.4g}", f"{m['round_trip']:.3g}",
-         f"{m['images_per_second_nfe1']:,}", f"{m['budget']:,}", f"{m['budget_with_ancestors']:,}")
+        (flow, f"{m['straightness']:.4g}", f"{m['images_per_second_nfe1']:,}",
+         f"{m['budget']:,}", f"{m['budget_with_ancestors']:,}")
         for flow, m in metrics.items()
     ]  # fmt: skip
     return _html_table(head, body) + (
@@ -141,25 +181,48 @@ def _properties(metrics: dict[str, Any]) -> str:
     )
 
 
+def _inversions(metrics: dict[str, Any], shape: Sequence[int]) -> str:
+    head = (
+        "flow",
+        "round trip",
+        "|z|²/d",
+        "its deviation over images",
+        "correlation of neighbours",
+    )
+    d = int(np.prod(shape))
+    body = [("Gaussian noise", "", "1", f"{np.sqrt(2 / d):.3g}", "0")]
+    for flow, m in metrics.items():
+        z = m["noise"]
+        body.append((flow, f"{m['round_trip']:.3g}", f"{z['norm2']:.3g}",
+                     f"{z['norm2_std']:.3g}", f"{z['correlation']:.3g}"))  # fmt: skip
+    return _html_table(head, body) + (
+        "<p class=note>Held-out images sent to noise z and back, 8 evaluations each way; round "
+        "trip: mean square error. Images with near-constant pixels, as digits, have noise that "
+        "differs from the prior whatever the flow.</p>"
+    )
+
+
 def _samples(curves: dict[str, list[Row]]) -> str:
     out = []
     for flow, rows in curves.items():
         shown = (_picture(f"{flow}/nfe{row['nfe']}.png", f"{flow}, {row['nfe']} NFE", 178)
-                 for row in rows)  # fmt: skip
+                 for row in rows if row["solver"] != ADAPTIVE)  # fmt: skip
         out.append(f"<div>{''.join(shown)}</div>")
     return "".join(out)
 
 
-def _plot_distance(path: Path, curves: dict[str, list[Row]], real: dict[str, float]) -> None:
+def _plot_distance(
+    path: Path, curves: dict[str, list[Row]], metrics: dict[str, Any], name: str
+) -> None:
     figure, axes = _axes((7, 4.2))
     for flow, rows in curves.items():
         rows = sorted(rows, key=lambda row: int(row["nfe"]))
-        axes.plot([int(r["nfe"]) for r in rows], [float(r["fd_classifier"]) for r in rows], "o-",
-                  label=flow)  # fmt: skip
+        axes.plot([int(r["nfe"]) for r in rows], [float(r[name]) for r in rows], "o-", label=flow)
+    real = metrics[name]
     axes.axhline(real["held_out"], ls="--", c="0.4", lw=1, label="held-out images")
     axes.axhline(real["floor"], ls=":", c="0.4", lw=1, label="floor (training images)")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)",
-             ylabel="Frechet distance (fd_classifier)")  # fmt: skip
+             ylabel=f"Frechet distance ({name})")  # fmt: skip
     ticks = sorted({int(r["nfe"]) for rows in curves.values() for r in rows})
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()

@@ -22,6 +22,7 @@ from scipy import stats
 
 from pipeline import stage
 from rfpp_core import params
+from rfpp_core.metrics import DISTANCES
 
 SEEDS = range(1, 6)
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -93,23 +94,28 @@ def _stages(home: Path, config: Result, *commands: str) -> None:
 
 def table(results: list[dict[str, Result]], base: Result) -> str:
     """The table, in Markdown: ratios of excesses, then paired differences with intervals."""
+    name = DISTANCES[base["features"]["nets"][0]]
     nfes, many = base["evaluate"]["nfe"], f"nfe{base['evaluate']['teacher_nfe']}"
     keys = [f"nfe{nfe}" for nfe in nfes]
-    first = results[0]["flow1"]["fd_classifier"]
-    teacher = _column(results, "flow1", many)
+    first = results[0]["flow1"][name]
+
+    def column(arm: str, key: str) -> np.ndarray[Any, Any]:
+        return np.array([result[arm][name][key] for result in results])
+
+    teacher = column("flow1", many)
     straight = np.array([r["flow1"]["straightness"] / r["as in params"]["straightness"]
                          for r in results])  # fmt: skip
     lines = [
         "# Over training seeds", "",
         f"Made by `make study` from `params.yaml` ({base['dataset']['name']}); {len(results)} "
-        f"training seeds, n = {base['evaluate']['n']}, fd_classifier to the training split. "
+        f"training seeds, n = {base['evaluate']['n']}, {name} to the training split. "
         f"Arms of a seed share teacher, pairs, initial weights, order and budget "
         f"({results[0]['as in params']['budget']:,} network forwards). Brackets are 95 % "
         f"t-intervals of the mean over training seeds.", "",
         f"Real rows: floor (training images, bootstrapped) {first['floor']:.3g}, held-out images "
         f"{first['held_out']:.3g}. Teacher at {many[3:]} NFE (Heun, mean of {TEACHER_SEEDS} "
         f"sampling seeds): {_interval(teacher)}; at {nfes[0]} NFE "
-        f"{_interval(_column(results, 'flow1', keys[0]))}.",
+        f"{_interval(column('flow1', keys[0]))}.",
         "", f"Straightness falls {_interval(straight)} fold.", "",
         "## Distance, and excess over the floor as a multiple of the teacher's", "",
         "| arm | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " | "
@@ -117,21 +123,17 @@ def table(results: list[dict[str, Result]], base: Result) -> str:
         "|---|" + "---|" * (2 * len(nfes)),
     ]  # fmt: skip
     for arm in ARMS:
-        cells = [_interval(_column(results, arm, key)) for key in keys]
+        cells = [_interval(column(arm, key)) for key in keys]
         floor = first["floor"]
-        ratios = [(_column(results, arm, key) - floor) / (teacher - floor) for key in keys]
+        ratios = [(column(arm, key) - floor) / (teacher - floor) for key in keys]
         lines.append(f"| {arm} | {' | '.join(cells + [_interval(r) for r in ratios])} |")
     lines += ["", "## Paired differences to the params as they are (positive: the arm is worse)",
               "", "| arm | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " |",
               "|---|" + "---|" * len(nfes)]  # fmt: skip
     for arm in list(ARMS)[1:]:
-        gaps = [_column(results, arm, key) - _column(results, "as in params", key) for key in keys]
+        gaps = [column(arm, key) - column("as in params", key) for key in keys]
         lines.append(f"| {arm} | {' | '.join(f'{_interval(g)}: {_verdict(g)}' for g in gaps)} |")
     return "\n".join(lines) + "\n"
-
-
-def _column(results: list[dict[str, Result]], arm: str, key: str) -> np.ndarray[Any, Any]:
-    return np.array([result[arm]["fd_classifier"][key] for result in results])
 
 
 def _half_width(values: np.ndarray[Any, Any]) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import stage
+from pipeline import perceptual_net, stage
 from rfpp_core import build, checkpoint, loader, runtime
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
@@ -39,10 +39,10 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What determines the weights; ``steps`` too if the rate depends on it."""
-        section = self.section.model_dump(mode="json", exclude={"log_every"})
+        section = build.training_params(self.section)
         if self.section.decay == "constant":
             del section["steps"]
-        return {
+        document: dict[str, Any] = {
             "stage": self.kind,
             "training": section,
             "architecture": self.architecture,
@@ -51,6 +51,12 @@ class Job:
             "seed": self.params.seed,
             "code": stage.code_digests(),
         }
+        if self.section.loss.is_perceptual:
+            document["perceptual"] = perceptual_net.identity(
+                self.section.loss, self.params.dataset
+            )
+            document["code"] |= stage.code_digests(perceptual_net.ROOMS)
+        return document
 
     def asked(self) -> dict[str, Any]:
         """The identity and what it leaves out: all that DVC will record with the result."""
@@ -117,7 +123,8 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve: Path) 
         loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
         state.step,
     )  # fmt: skip
-    reports = train(state, source, build.loss(section, coupling), config)
+    perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
+    reports = train(state, source, build.loss(section, coupling, perceptual), config)
     first, began = state.step, time.monotonic()
     saver = Saver(work.path, state, rows)
     try:
@@ -148,6 +155,8 @@ def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
         "budget": budget,
         "budget_with_ancestors": budget + job.inherited,
     }
+    if section.loss.is_perceptual:
+        provenance["perceptual"] = job.identity()["perceptual"]
     if adopted := [*job.adopted, *work.adopted]:
         provenance["adopted"] = adopted
     return {

@@ -22,9 +22,16 @@ from rfpp_core.trainer import LossFunction, TrainConfig
 
 
 def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """The JSON document that :func:`field` builds from; it travels in every model file."""
+    """The JSON document that :func:`field` builds from; it travels in every model file.
+
+    Raises:
+        UserError: if it is to be conditional and there are no labels.
+    """
     document = params.model_dump(mode="json")
     conditional = document.pop("conditional")
+    if conditional and not classes:
+        raise UserError("network.conditional needs labels: put the images in a folder per class, "
+                        "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
     return {**document, "shape": list(shape), "classes": classes if conditional else 0}
 
 
@@ -103,14 +110,25 @@ def distance(params: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return partial(losses.pseudo_huber, c=params.c)
 
 
-def loss(params: Training, coupling: Coupling) -> LossFunction:
-    """Flow matching on a coupling, with the params' times, distance and label dropout."""
+def loss(
+    params: Training, coupling: Coupling, perceptual: losses.Distance | None = None
+) -> LossFunction:
+    """Flow matching on a coupling, with the params' times, distances and label dropout.
+
+    Args:
+        params: the training section.
+        coupling: gives (x, z, y).
+        perceptual: the distance of images that the params name, if they name one.
+    """
+    section = params.loss
+    term = "huber" if section.is_perceptual else section.name
+    seen = None
+    if section.is_perceptual:
+        assert perceptual is not None
+        over_t = section.name == "lpips_huber_over_t"
+        seen = losses.Perceptual(section.perceptual, perceptual, over_t)
     return losses.flow_matching(
-        coupling,
-        time_law(params.times),
-        distance(params.loss),
-        params.loss.name,
-        params.label_dropout,
+        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen
     )
 
 
@@ -118,5 +136,10 @@ def provenance_params(params: Params, section: Training) -> dict[str, Any]:
     """What of the params goes into a model file: no paths, nothing that moves no bit."""
     return {
         "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
-        "training": section.model_dump(mode="json", exclude={"log_every"}),
+        "training": training_params(section),
     }
+
+
+def training_params(section: Training) -> dict[str, Any]:
+    """What of a training section determines weights: no path, nothing that moves no bit."""
+    return section.model_dump(mode="json", exclude={"log_every": True, "loss": {"vgg_path"}})

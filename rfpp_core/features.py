@@ -1,11 +1,15 @@
 """Feature nets: uint8 images -> features, for the distances of ``metrics``.
 
-The digits classifier (docs/metrics.md): conv 3x3 1->32, conv 3x3 32->64, 2x2 average pool,
-conv 3x3 64->64, mean over pixels and 4 quadrants, linear 256->64 (the features), linear 64->10;
-ReLU after each but the last.  It is trained once on the training split, with shifts of a pixel.
+The classifier (docs/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and conv
+3x3 64->64 until at most 4 pixels a side are left, mean over 4 quadrants, linear 256->64 (the
+features), linear to the labels; ReLU after each but the last.  It is trained once on the training
+split, with shifts of a pixel.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,22 +23,27 @@ from rfpp_core.noise import Draws, subkey
 from rfpp_core.pixels import to_float
 
 DIM = 64
+PIXELS_SIDE = 8
 
 
 class Classifier(nn.Module):
     """Logits (B, classes) of float images (B, C, H, W); :meth:`features` is the layer before."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, side: int) -> None:
         super().__init__()
         self.conv0 = nn.Conv2d(channels, 32, 3, padding=1)
         self.conv1 = nn.Conv2d(32, 64, 3, padding=1)
         self.conv2 = nn.Conv2d(64, 64, 3, padding=1)
         self.hidden = nn.Linear(256, DIM)
         self.head = nn.Linear(DIM, classes)
+        halvings = max(0, math.ceil(math.log2(side / 8)))
+        self.deeper = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range(halvings))
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, 64), non-negative."""
         h = F.relu(self.conv1(F.relu(self.conv0(x))))
+        for conv in self.deeper:
+            h = F.relu(conv(F.avg_pool2d(h, 2)))
         h = F.relu(self.conv2(F.avg_pool2d(h, 2)))
         return F.relu(self.hidden(F.adaptive_avg_pool2d(h, 2).flatten(1)))
 
@@ -42,18 +51,26 @@ class Classifier(nn.Module):
         out: Tensor = self.head(self.features(x))
         return out
 
+    def of_uint8(self, images: Tensor) -> Tensor:
+        """Features (B, 64) of uint8 images (B, C, H, W)."""
+        return self.features(to_float(images))
 
-def train_classifier(
-    train: Images, classes: int, steps: int, batch: int, lr: float, seed: int
-) -> Classifier:
-    """Trains the classifier with Adam, a cosine rate and random shifts of up to one pixel."""
+
+def new_classifier(channels: int, classes: int, side: int, seed: int) -> Classifier:
+    """An untrained classifier, its weights drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "classifier"))
-        net = Classifier(train.images.shape[1], classes)
+        return Classifier(channels, classes, side)
+
+
+def train_classifier(
+    net: nn.Module, train: Images, steps: int, batch: int, lr: float, seed: int
+) -> None:
+    """Trains a net of logits in place with Adam, a cosine rate and shifts of up to one pixel."""
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels).long()
-    key = subkey(seed, "classifier order")
+    key, batch = subkey(seed, "classifier order"), min(batch, len(images))
     source = batches(images, labels, batch, key, torch.device("cpu"))
     for step, (x, _, y) in zip(range(steps), source, strict=False):
         assert y is not None
@@ -63,7 +80,7 @@ def train_classifier(
         F.cross_entropy(net(x), y, label_smoothing=0.05).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return net.eval()
+    net.eval()
 
 
 def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -76,16 +93,29 @@ def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
     return padded[at, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
-@torch.inference_mode()
-def extract(net: Classifier, images: Tensor) -> NDArray[np.float64]:
-    """Features float64 (N, 64) of uint8 images (N, C, H, W)."""
-    parts = [net.features(to_float(part)) for part in torch.split(images, 1000)]
-    return torch.cat(parts).double().numpy()
+def pooled_pixels(images: Tensor) -> Tensor:
+    """The images themselves, averaged down to at most 8x8: (B, C, H, W) uint8 -> (B, D)."""
+    x = to_float(images)
+    side = min(PIXELS_SIDE, x.shape[-1])
+    return F.adaptive_avg_pool2d(x, side).flatten(1)
 
 
 @torch.inference_mode()
-def accuracy(net: Classifier, data: Images) -> float:
+def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
+    """Features float32 (N, D) of uint8 images (N, C, H, W), in parts of bounded memory."""
+    parts = [features(part).float().cpu() for part in torch.split(images, _part(images))]
+    return torch.cat(parts).numpy()
+
+
+@torch.inference_mode()
+def accuracy(net: nn.Module, data: Images) -> float:
     """Share of labels the classifier gets right."""
-    parts = torch.split(torch.from_numpy(data.images), 1000)
+    images = torch.from_numpy(data.images)
+    parts = torch.split(images, _part(images))
     guess = torch.cat([net(to_float(part)).argmax(1) for part in parts])
     return float((guess == torch.from_numpy(data.labels)).double().mean())
+
+
+def _part(images: Tensor) -> int:
+    """Images at once: 1,000 of 8x8, and fewer of larger ones."""
+    return max(20, 64_000 // (images.shape[-1] * images.shape[-2]))

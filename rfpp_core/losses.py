@@ -7,16 +7,26 @@ in the published runs of RF++ (arXiv 2405.20320; the division is in the code, no
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rfpp_core.couplings import Batch, Coupling
-from rfpp_core.flow import interpolate, velocity
+from rfpp_core.flow import interpolate, velocity, x_hat
 from rfpp_core.noise import Draws
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[nn.Module, Batch, int, Draws], dict[str, Tensor]]
+
+
+class Perceptual(NamedTuple):
+    """A distance of images (B, C, H, W) in [-1, 1], and whether the loss divides it by t."""
+
+    name: str
+    distance: Distance
+    over_t: bool
+
 
 HUBER_C = 0.00054  # times d, not sqrt(d): what the published RF++ runs used
 
@@ -39,8 +49,12 @@ def flow_matching(
     distance: Distance,
     name: str,
     label_dropout: float = 0.0,
+    perceptual: Perceptual | None = None,
 ) -> Loss:
     """``distance(net(x_t, t, y), z - x)`` at a random time of each couple (arXiv 2209.03003).
+
+    With a perceptual term ``(1 - t) distance + perceptual(x_hat, x)``, or ``/ t``: LPIPS-Huber and
+    LPIPS-Huber-1/t of RF++ (arXiv 2405.20320, sec. 4.2); x_hat is not clamped.
 
     Args:
         coupling: gives (x, z, y).
@@ -48,6 +62,7 @@ def flow_matching(
         distance: one of the above.
         name: what to call the term.
         label_dropout: share of labels replaced by -1, "no label".
+        perceptual: a distance of images, and whether it is divided by t.
     """
 
     def loss(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
@@ -56,6 +71,12 @@ def flow_matching(
         if y is not None and label_dropout:
             dropped = draws.uniform("label dropout") < label_dropout
             y = torch.where(dropped, torch.full_like(y, -1), y)
-        return {name: distance(net(interpolate(x, z, t), t, y).float(), velocity(x, z))}
+        x_t = interpolate(x, z, t)
+        v = net(x_t, t, y).float()
+        term = distance(v, velocity(x, z))
+        if perceptual is None:
+            return {name: term}
+        seen = perceptual.distance(x_hat(x_t, v, t), x)
+        return {name: (1 - t) * term, perceptual.name: seen / t if perceptual.over_t else seen}
 
     return loss

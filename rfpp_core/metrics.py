@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfpp_core.flow import Field
-from rfpp_core.solvers import solve, trajectory
+from rfpp_core.solvers import trajectory
 
 Features = NDArray[np.float64]
 STRAIGHTNESS_STEPS = 100
+DISTANCES = {  # what a Frechet distance is called by feature net: FID is Inception's alone
+    "classifier": "fd_classifier",
+    "inception": "fid",
+    "inception_clean": "fid_clean",
+    "pixels": "fd_pixels",
+}
+
+
+def columns(net: str) -> tuple[str, str, str, str, str]:
+    """What is measured with a feature net: the distance to the training split and to the held-out
+    split, KID, precision, recall."""
+    distance = DISTANCES[net]
+    return (distance, f"{distance}_held_out", f"kid_{net}", f"precision_{net}", f"recall_{net}")
 
 
 class Gaussian(NamedTuple):
@@ -30,7 +43,7 @@ class Gaussian(NamedTuple):
     cov: Features
 
 
-def gaussian(features: Features) -> Gaussian:
+def gaussian(features: NDArray[Any]) -> Gaussian:
     """Moments of features (N, D), N >= 2."""
     features = features.astype(np.float64)
     return Gaussian(features.mean(0), np.cov(features, rowvar=False))
@@ -116,11 +129,28 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None) -> float:
     return math.fsum(float((v - chord).square().mean()) for v in velocities) / len(velocities)
 
 
-@torch.inference_mode()
-def round_trip(
-    field: Field, x: Tensor, solver: str, grid: Tensor, y: Tensor | None = None
-) -> float:
-    """Mean square error of image -> noise -> image, ``grid`` down and reversed up."""
-    z = solve(field, x, grid.flip(0), solver, "full", y).x
-    back = solve(field, z, grid, solver, "full", y).x
-    return float((back - x).square().mean())
+class Inversion(NamedTuple):
+    """Real images sent to noise and back, and how far their noise is from the prior's.
+
+    ``norm2`` is the mean over images of ``||z||^2 / d`` (1 for the prior) and ``norm2_std`` its
+    deviation (``sqrt(2 / d)``), ``correlation`` that of horizontal and vertical neighbours (0).
+    """
+
+    round_trip: float  # mean square error of image -> noise -> image
+    norm2: float
+    norm2_std: float
+    correlation: float
+
+
+def inversion(x: Tensor, z: Tensor, back: Tensor) -> Inversion:
+    """Of images (B, C, H, W), their noises and the images those decode to (RF++, fig. 5)."""
+    z = z.double()
+    norm2 = z.flatten(1).square().mean(1)
+    across, down = z[..., :-1] * z[..., 1:], z[..., :-1, :] * z[..., 1:, :]
+    correlation = torch.cat((across.flatten(), down.flatten())).mean() / norm2.mean()
+    return Inversion(
+        float((back - x).square().mean()),
+        float(norm2.mean()),
+        float(norm2.std()),
+        float(correlation),
+    )

@@ -68,10 +68,23 @@ class Times(Section):
 
 
 class Loss(Section):
-    """The distance between a velocity and its target; ``c`` is pseudo-Huber's, per value."""
+    """The distance between a velocity and its target; ``c`` is pseudo-Huber's, per value.
 
-    name: Literal["l2", "pseudo_huber"] = "pseudo_huber"
+    ``lpips_huber`` is ``(1 - t) huber + LPIPS`` and ``lpips_huber_over_t`` divides LPIPS by t.
+    For data far from photographs ``perceptual: classifier`` takes the place of LPIPS by a net
+    trained on the labels.  ``pooling`` and ``resize`` (0: native) are those of LPIPS.
+    """
+
+    name: Literal["l2", "pseudo_huber", "lpips_huber", "lpips_huber_over_t"] = "pseudo_huber"
     c: PositiveFloat = 0.00054
+    perceptual: Literal["lpips", "classifier"] = "lpips"
+    pooling: Literal["average", "max"] = "average"
+    resize: Annotated[int, Field(ge=0, le=1024)] = 224
+    vgg_path: str | None = None
+
+    @property
+    def is_perceptual(self) -> bool:
+        return self.name.startswith("lpips")
 
 
 class Training(Section):
@@ -102,6 +115,13 @@ class Training(Section):
         if self.steps % self.log_every:
             raise ValueError(f"steps ({self.steps}) must be a multiple of log_every "
                              f"({self.log_every})")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def divided_by_a_time_above_0(self) -> Training:
+        if self.loss.name.endswith("over_t") and self.times.law == "fixed" and not self.times.t:
+            raise ValueError("loss.name lpips_huber_over_t divides by t, so times.t must be above "
+                             "0")  # fmt: skip
         return self
 
 
@@ -143,17 +163,30 @@ class Round(Section):
 
 
 class Features(Section):
-    """The feature net of the metric; its architecture is in docs/metrics.md."""
+    """The feature nets of the metrics, the first the headline; steps, batch and lr are those of
+    the classifier's training.  ``inception_sha256`` vouches for a file other than clean-fid's."""
 
-    name: Literal["classifier"] = "classifier"
+    nets: Annotated[
+        tuple[Literal["classifier", "inception", "inception_clean", "pixels"], ...],
+        Field(min_length=1),
+    ] = ("classifier",)
     steps: Positive = 800
     batch: Positive = 128
     lr: PositiveFloat = 4e-3
+    inception_path: str | None = None
+    inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def each_once(self) -> Features:
+        if len(set(self.nets)) < len(self.nets):
+            raise ValueError(f"nets names one twice: {', '.join(self.nets)}")
+        return self
 
 
 class Evaluate(Section):
     """What is measured: ``nfe`` with ``solver`` over ``seeds`` sampling seeds for every flow, and
-    ``teacher_nfe`` with Heun, over ``teacher_seeds`` for the first flow and one for the others."""
+    ``teacher_nfe`` with Heun, over ``teacher_seeds`` for the first flow and one for the others;
+    ``adaptive`` adds a row of RK45, whose evaluations are counted."""
 
     n: Positive = 5000
     seeds: Positive = 3
@@ -162,6 +195,7 @@ class Evaluate(Section):
     grids: dict[str, tuple[float, ...]] = {}
     teacher_nfe: Positive = 35
     teacher_seeds: Positive = 3
+    adaptive: bool = False
     neighbours: Positive = 3
     straightness_n: Positive = 200
 

@@ -7,7 +7,7 @@ micro-batch; micro-batches are aligned with the index, so threads and workers ch
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from rfpp_core import noise, schedules
 from rfpp_core.errors import UserError
 from rfpp_core.flow import Field
 from rfpp_core.runtime import cores, map_exact
-from rfpp_core.solvers import Last, solve, steps_for
+from rfpp_core.solvers import ADAPTIVE, Last, Solution, adaptive, solve, steps_for
 
 MICRO_BATCH = 250
 
@@ -43,10 +43,13 @@ class Guided:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A solver on a grid, cut to an NFE budget: all that turns noise into images but the flow."""
+    """A solver on a grid, cut to an NFE budget: all that turns noise into images but the flow.
+
+    ``rk45`` chooses its evaluations itself; its ``nfe`` and grid have no meaning.
+    """
 
     solver: str
-    nfe: int
+    nfe: int = 0
     grid: str = "uniform"
     times: tuple[float, ...] = ()
     guidance: float = 1.0
@@ -76,11 +79,17 @@ class Recipe:
 
 
 @torch.inference_mode()
-def draw(field: Field, z: Tensor, y: Tensor | None, recipe: Recipe) -> Tensor:
-    """Images float (B, C, H, W), about in [-1, 1], from noise ``z`` of the same shape."""
+def draw(
+    field: Field, state: Tensor, y: Tensor | None, recipe: Recipe, backwards: bool = False
+) -> Solution:
+    """Images float (B, C, H, W), about in [-1, 1], from noise of the same shape; or
+    ``backwards``, the same ODE from t = 0 to 1, noise from images."""
+    state = state.to(memory_format=torch.channels_last)
+    guided = Guided(field, recipe.guidance)
+    if recipe.solver == ADAPTIVE:
+        return adaptive(guided, state, *((0.0, 1.0) if backwards else (1.0, 0.0)), y)
     grid, last = recipe.plan()
-    z = z.to(memory_format=torch.channels_last)
-    return solve(Guided(field, recipe.guidance), z, grid, recipe.solver, last, y).x
+    return solve(guided, state, grid.flip(0) if backwards else grid, recipe.solver, last, y)
 
 
 @dataclass(frozen=True)
@@ -132,13 +141,13 @@ class Flow:
     ) -> Tensor:
         """Images of noise 0..n-1 under a key, as :meth:`sample`."""
 
-        def one(start: int) -> Tensor:
-            index = torch.arange(start, min(start + MICRO_BATCH, n))
-            y = None if labels is None else labels[index].to(self.device)
-            z = noise.normal(key, index.to(self.device), self.shape)
-            return draw(self.field, z, y, recipe).float().cpu()
-
-        return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
+        index = torch.arange(n)
+        return self._map(
+            n,
+            lambda part: noise.normal(key, index[part].to(self.device), self.shape),
+            recipe,
+            labels,
+        )
 
     def decode(self, z: Tensor, recipe: Recipe, labels: Sequence[int] | None = None) -> Tensor:
         """Images float32 (B, C, H, W) on the CPU of given noises (B, C, H, W).
@@ -165,19 +174,26 @@ class Flow:
         if self.classes and labels is None:
             raise UserError(f"this flow is conditional; give a label in 0..{self.classes - 1}")
         y = self._labels(0, len(state), labels)
-        grid, last = recipe.plan()
-        grid = grid.flip(0) if backwards else grid
-        field = Guided(self.field, recipe.guidance)
+        return self._map(
+            len(state), lambda part: state[part].to(self.device), recipe, y, backwards
+        )
 
-        @torch.inference_mode()
-        def one(start: int) -> Tensor:
-            part = slice(start, start + MICRO_BATCH)
-            here = state[part].to(self.device, memory_format=torch.channels_last)
+    def _map(
+        self,
+        n: int,
+        start: Callable[[slice], Tensor],
+        recipe: Recipe,
+        y: Tensor | None,
+        backwards: bool = False,
+    ) -> Tensor:
+        """Draws from the initial states of n samples in index-aligned micro-batches."""
+
+        def one(first: int) -> Tensor:
+            part = slice(first, min(first + MICRO_BATCH, n))
             label = None if y is None else y[part].to(self.device)
-            return solve(field, here, grid, recipe.solver, last, label).x.float().cpu()
+            return draw(self.field, start(part), label, recipe, backwards).x.float().cpu()
 
-        starts = range(0, len(state), MICRO_BATCH)
-        return torch.cat(map_exact(one, starts, threads_for(self.device)))
+        return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
 
     def _labels(self, key: int, n: int, labels: Sequence[int] | None) -> Tensor | None:
         if labels is None:

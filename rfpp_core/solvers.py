@@ -27,6 +27,7 @@ from rfpp_core.flow import Field, interpolate, x_hat
 Last = Literal["full", "euler"]
 Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun")
+ADAPTIVE = "rk45"  # chooses its own evaluations, so it has no NFE to be asked for
 
 
 class Solution(NamedTuple):
@@ -123,6 +124,36 @@ def solve(
     end = x
     for state in trajectory(counted, x, grid, solver, last, y):
         end = state
+    return Solution(end, counted.calls)
+
+
+def adaptive(
+    field: Field,
+    x: Tensor,
+    t: float,
+    s: float,
+    y: Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Solution:
+    """Dormand-Prince 5(4), "RK45", from time t to s, by torchdiffeq.
+
+    Step sizes are shared by the batch, and every sample has to meet the tolerance by itself: the
+    error of a step is the largest over samples of the rms over a sample's values.  So a sample
+    depends on its batch mates by about the tolerance, and never suffers from them.
+    """
+    from torchdiffeq import odeint
+
+    counted = Counted(field)
+    end = odeint(
+        lambda time, state: counted(state, _batch(time, state), y),
+        x,
+        torch.tensor([t, s], dtype=torch.float64, device=x.device),
+        method="dopri5",
+        rtol=rtol,
+        atol=atol,
+        options={"norm": lambda error: error.flatten(1).square().mean(1).sqrt().max()},
+    )[-1]
     return Solution(end, counted.calls)
 
 

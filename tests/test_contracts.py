@@ -18,20 +18,22 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PLUMBING = {
     "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
     "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
+    "rfpp_core/weights.py",
     "pipeline/__init__.py", "pipeline/stage.py", "pipeline/training.py", "pipeline/devices.py",
     "pipeline/shards.py", "pipeline/shard_flow.py", "pipeline/pretrain.py",
-    "pipeline/generate.py", "pipeline/reflow.py",
+    "pipeline/generate.py", "pipeline/reflow.py", "pipeline/perceptual_net.py",
 }  # fmt: skip
 TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py",
           "rfpp_core/timesteps.py", "rfpp_core/trainer.py", "rfpp_core/ema.py"}  # fmt: skip
 SAMPLES = {"rfpp_core/sampling.py", "rfpp_core/solvers.py", "rfpp_core/schedules.py"}
 FIELDS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
 STORE = {"rfpp_core/zarr_io.py"}  # as a reader
+JUDGES = {"rfpp_core/data.py", "rfpp_core/features.py", "rfpp_core/perceptual.py"}
 NOT_FOR = {
     "prepare": set(),
     "reference": STORE | {"rfpp_core/flow.py", "rfpp_core/solvers.py", "rfpp_core/couplings.py"},
     "pretrain": SAMPLES | STORE,
-    "generate": TRAINS,
+    "generate": TRAINS | JUDGES,
     "reflow": SAMPLES | STORE,
     "evaluate": TRAINS | STORE,
     "evaluate-flow1": TRAINS | STORE,
@@ -79,7 +81,11 @@ def test_deps_are_the_rooms_a_stage_really_uses(name):
     stage = STAGES[name].get("do", STAGES[name])
     module = stage["cmd"].split()[2]
     deps = {dep for dep in stage["deps"] if dep.startswith(("rfpp_core", "pipeline"))}
-    used = closure(ROOT / (module.replace(".", "/") + ".py"))
+    file = module.replace(".", "/") + ".py"
+    if name == "preflight":  # what it checks with may change; it makes nothing
+        assert deps == {file}
+        return
+    used = closure(ROOT / file)
     assert deps == used - PLUMBING - NOT_FOR[name]
 
 

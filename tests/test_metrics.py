@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from rfpp_core import metrics, schedules
+from rfpp_core import metrics
 
 RNG = np.random.default_rng(0)
 
@@ -88,12 +88,13 @@ def test_straightness():
     assert curved == pytest.approx(1 / 3, rel=0.01)
 
 
-def test_round_trip():
-    x = torch.randn(50, 3, dtype=torch.float64)
-    grid = schedules.uniform(4)
-    still = metrics.round_trip(lambda x, t, y=None: torch.ones_like(x), x, "euler", grid)
-    assert still == pytest.approx(0, abs=1e-20)
-    # v = x: Euler multiplies by (1 + 1/4)^4 on the way up and (1 - 1/4)^4 back
-    factor = (1.25 * 0.75) ** 4 - 1
-    lossy = metrics.round_trip(lambda x, t, y=None: x, x, "euler", grid)
-    assert lossy == pytest.approx(float((factor * x).square().mean()), rel=1e-9)
+def test_round_trip_and_statistics_of_inverted_noise():
+    d, x = 3 * 8 * 8, torch.rand(4000, 3, 8, 8)
+    z = torch.randn(4000, 3, 8, 8, dtype=torch.float64)
+    prior = metrics.inversion(x, z, x + 0.5)
+    assert prior.round_trip == pytest.approx(0.25)
+    assert prior.norm2 == pytest.approx(1, abs=5 * math.sqrt(2 / d / 4000))
+    assert prior.norm2_std == pytest.approx(math.sqrt(2 / d), rel=0.05)
+    assert abs(prior.correlation) < 0.01
+    smooth = (z + z.roll(1, -1)) / math.sqrt(2)  # 1/2 between neighbours across, 0 down
+    assert metrics.inversion(x, smooth, x).correlation == pytest.approx(0.25, abs=0.02)

@@ -1,0 +1,128 @@
+"""Stage ``preflight``: all that the whole run will need, looked at before any compute.
+
+What is missing is listed at once.  The out, data/preflight.txt, always has the same content, so a
+change of params runs this stage again and nothing for its sake.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from pipeline import perceptual_net, prepare, stage
+from rfpp_core import build, files, inception, perceptual, runtime
+from rfpp_core.errors import UserError
+from rfpp_core.params import Params, Training, load
+from rfpp_core.sources import CorruptImage, Source
+
+DONE = Path("data/preflight.txt")
+
+
+def run() -> None:
+    config = load()
+    stage.check_builds()
+    stage.library_caches()
+    missing = list(problems(config))
+    if len(missing) == 1:
+        raise UserError(missing[0])
+    if missing:
+        lines = "".join(f"\n  {i}. {line}" for i, line in enumerate(missing, 1))
+        raise UserError(f"{len(missing)} things are missing for this run:{lines}")
+    files.write_atomic(DONE, lambda part: part.write_text("all that the run needs was there\n"))
+
+
+def problems(config: Params) -> Iterator[str]:
+    """A line for each thing that the run lacks."""
+    yield from _failures(runtime.device)
+    sources: list[Source] = []
+    yield from _failures(lambda: sources.append(prepare.source_of(config.dataset)))
+    if sources:
+        yield from _of_images(config, sources[0])
+    for name in config.features.nets:
+        if name.startswith("inception"):
+            yield from _failures(lambda: _inception(config))
+            break
+    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+        yield from _of_training(section, kind)
+
+
+def _of_images(config: Params, source: Source) -> Iterator[str]:
+    if not source.classes:
+        yield from _without_labels(config)
+    try:
+        shape = source.load(0).shape
+    except UserError as error:
+        yield str(error)
+        return
+    except CorruptImage as error:
+        if not config.dataset.skip_corrupt:
+            yield f"{source.keys[0]} is not a readable image ({error}); remove it or set " \
+                  f"dataset.skip_corrupt: true"  # fmt: skip
+        return
+    classes = len(source.classes) or int(config.network.conditional)
+
+    def network() -> None:
+        with torch.device("meta"):
+            build.field(build.architecture(config.network, shape, classes))
+
+    yield from _failures(network)
+    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+        native = section.loss.is_perceptual and section.loss.perceptual == "lpips"
+        side = section.loss.resize or shape[-1]
+        if native and side < perceptual.LEAST_SIDE:
+            yield (f"{kind}.loss.resize gives LPIPS images of {side} pixels; VGG16 needs at least "
+                   f"{perceptual.LEAST_SIDE}")  # fmt: skip
+    yield from _disk(config, int(torch.Size(shape).numel()))
+
+
+def _without_labels(config: Params) -> Iterator[str]:
+    needs = []
+    if config.network.conditional:
+        needs.append("network.conditional: true")
+    if "classifier" in config.features.nets:
+        needs.append("features.nets with classifier (inception or pixels need none)")
+    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+        if section.loss.is_perceptual and section.loss.perceptual == "classifier":
+            needs.append(f"{kind}.loss.perceptual: classifier")
+    if needs:
+        yield (f"the images have no labels, needed by {' and '.join(needs)}; put them in a folder "
+               f"per class, or name a CSV of name,label rows in dataset.labels")  # fmt: skip
+
+
+def _of_training(section: Training, kind: str) -> Iterator[str]:
+    if section.loss.is_perceptual and section.loss.perceptual == "lpips":
+        yield from _failures(lambda: perceptual.LPIPS(perceptual_net.vgg(section.loss)))
+    on_cpu = runtime.device().type == "cpu"
+    if section.compile and on_cpu and not (shutil.which("c++") or shutil.which("g++")):
+        yield f"{kind}.compile on a CPU needs a C++ compiler; install g++ or set compile: false"
+
+
+def _inception(config: Params) -> None:
+    section = config.features
+    device = torch.device("cpu")
+    inception.load(section.inception_path, section.inception_sha256, False, device)
+
+
+def _disk(config: Params, values: int) -> Iterator[str]:
+    """Pairs are a byte a value; what is staged already need not be made."""
+    pairs = stage.work() / "pairs"
+    there = sum(file.stat().st_size for file in pairs.rglob("*") if file.is_file())
+    need = config.generate.n * values * len(config.rounds) - there
+    free = shutil.disk_usage(stage.work()).free
+    if need > free:
+        yield (f"the pairs take up to {need / 1e9:.1f} GB and {stage.work()} has {free / 1e9:.1f} "
+               f"GB left; free some or lower generate.n")  # fmt: skip
+
+
+def _failures(check: Callable[[], object]) -> Iterator[str]:
+    try:
+        check()
+    except UserError as error:
+        yield str(error)
+
+
+if __name__ == "__main__":
+    stage.main(run)
