@@ -14,6 +14,7 @@ import typer
 
 from pipeline import edit, perceptual_net, stage
 from rfpp_core.errors import UserError
+from rfpp_core.sampling import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None,
@@ -56,7 +57,8 @@ def sample(
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
     label: Annotated[int | None, typer.Option(help="class, for a conditional flow")] = None,
     guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
-    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun; rk45")] = None,
+    times: Annotated[str, typer.Option(help="a grid instead of the uniform one: 1,0.8")] = "",
     out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
 ) -> None:
     """Draws images from one model file."""
@@ -65,23 +67,40 @@ def sample(
     from pipeline.evaluate import save_grid
     from rfpp_core import build, runtime
     from rfpp_core.pixels import to_uint8
-    from rfpp_core.sampling import Recipe
 
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"{out} must end in .png or .npz")
     flow = build.load_flow(model, runtime.device())
-    solver = solver or ("euler" if nfe <= 8 else "heun")
     labels = None if label is None else [label]
-    recipe = Recipe(solver, nfe, guidance=guidance)
-    if guidance != 1 and not flow.classes:
-        raise UserError("guidance needs a flow trained with labels (network.conditional: true)")
+    recipe = Recipe.of(nfe, solver, times, guidance, flow.classes)
     images = flow.sample(n, nfe, seed, labels, recipe)
     if out.suffix == ".png":
         save_grid(images, out, columns=max(1, round(n**0.5)))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         np.savez(out, images=to_uint8(images).numpy())
-    print(f"{n} images at {recipe.forwards} NFE from {model} -> {out}")
+    cost = f"{recipe.forwards} NFE" if recipe.forwards else "RK45's own NFE"
+    print(f"{n} images at {cost} from {model} -> {out}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help=".onnx, or .pt2 of torch.export")],
+    model: Annotated[Path, typer.Option(help="model file")] = Path("models/flow2.safetensors"),
+    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
+    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
+    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun")] = None,
+    times: Annotated[str, typer.Option(help="a grid instead of the uniform one: 1,0.8")] = "",
+) -> None:
+    """Writes a generator for other runtimes: noise (and label) in, images in [-1, 1] out."""
+    from rfpp_core import build
+    from rfpp_core.export import export as write
+
+    flow = build.load_flow(model)
+    recipe = Recipe.of(nfe, solver, times, guidance, flow.classes)
+    gap = write(flow, recipe, out)
+    print(f"{model} at {recipe.forwards} NFE -> {out}; its images differ from the flow's by at "
+          f"most {gap:.1g}")  # fmt: skip
 
 
 app.command()(edit.invert)

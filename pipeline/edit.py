@@ -23,7 +23,7 @@ Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
 Out = Annotated[Path, typer.Option(help="folder for the results")]
 Nfe = Annotated[int, typer.Option(help="network evaluations each way")]
-Solver = Annotated[str, typer.Option(help="euler, midpoint or heun")]
+Solver = Annotated[str, typer.Option(help="euler, midpoint, heun or rk45")]
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
 FLOW2, OUT = Path("models/flow2.safetensors"), Path("edited")
 
@@ -80,8 +80,7 @@ def translate(
 def _open(
     model: Path, paths: Sequence[Path], solver: str, nfe: int
 ) -> tuple[Flow, Tensor, Recipe]:
-    recipe = Recipe(solver, nfe)
-    recipe.plan()  # a wrong solver or NFE is said before anything is read
+    recipe = Recipe.of(nfe, solver, "", 1.0, 0)  # wrong ones are said before anything is read
     flow = build.load_flow(model, runtime.device())
     channels, side, _ = flow.shape
     found = [image for path in paths for image in sources.images_at(path, channels, side)]

@@ -175,10 +175,11 @@ class Reference:
         section = config.features
         tensors, about = checkpoint.load(NET, "dvc repro reference")
         if about.get("features") != described(section):
-            have = about.get("features") or {}
-            raise UserError(f"{NET} is of {', '.join(have.get('nets', ['other nets']))} made with "
-                            f"other features params than now ({', '.join(section.nets)}); run "
-                            f"`dvc repro reference`")  # fmt: skip
+            have = (about.get("features") or {}).get("nets", ["other nets"])
+            raise UserError(
+                f"{NET} is of {', '.join(have)}, made with other features params than "
+                f"now ({', '.join(section.nets)}); run `dvc repro reference`"
+            )
         self.classifier = None
         if "classifier" in section.nets:
             channels, side, _ = about["shape"]

@@ -54,6 +54,28 @@ class Recipe:
     times: tuple[float, ...] = ()
     guidance: float = 1.0
 
+    @classmethod
+    def of(cls, nfe: int, solver: str | None, times: str, guidance: float, classes: int) -> Recipe:
+        """As asked for in words; Euler up to 8 evaluations, Heun beyond, unless ``solver`` says.
+
+        Raises:
+            UserError: if the words are wrong.
+        """
+        if nfe < 1:
+            raise UserError(f"nfe must be at least 1; got {nfe}")
+        if guidance != 1 and not classes:
+            raise UserError("guidance needs a flow with labels (network.conditional: true)")
+        try:
+            grid = tuple(float(time) for time in times.split(",")) if times else ()
+        except ValueError:
+            raise UserError(f"times is '{times}'; it must be numbers such as 1,0.8") from None
+        solver = solver or ("euler" if nfe <= 8 else "heun")
+        if solver == ADAPTIVE:
+            return cls(solver, guidance=guidance)
+        recipe = cls(solver, nfe, times=grid, guidance=guidance)
+        recipe.plan()
+        return recipe
+
     @property
     def forwards(self) -> int:
         """Network forwards an image: two an evaluation with guidance."""

@@ -198,4 +198,4 @@ def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
 
 
 def _batch(t: Tensor, x: Tensor) -> Tensor:
-    return t.to(x).expand(len(x))
+    return t.to(x).expand(x.shape[0])

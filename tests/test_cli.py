@@ -12,7 +12,10 @@ import torch
 from pipeline import cli, stage
 from rfpp_core import build, checkpoint
 from rfpp_core.pairs import PairStore
-from tests.conftest import SMOKE, save_tiny, spec_for, tiny_arch
+from tests.conftest import ROOT, SMOKE, save_tiny, spec_for, tiny_arch
+
+
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
 class Done(NamedTuple):
@@ -70,6 +73,17 @@ def test_sampling(here, rfpp):
     arrays = here / "a.npz"
     rfpp("sample", "--model", "flow.safetensors", "--n", 9, "--out", arrays, cwd=here)
     assert np.load(arrays)["images"].shape == (9, 1, 8, 8)
+    assert "RK45" in rfpp("sample", "--model", "flow.safetensors", "--n", 2, "--solver", "rk45",
+                          cwd=here).stdout  # fmt: skip
+    done = rfpp("sample", "--model", "flow.safetensors", "--nfe", 2, "--times", "1,0.8", cwd=here)
+    assert "64 images at 2 NFE" in done.stdout
+
+
+def test_export(here, rfpp):
+    done = rfpp("export", "made/g.onnx", "--model", "flow.safetensors", "--nfe", 2, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "at 2 NFE -> made/g.onnx; its images differ from the flow's by at most" in done.stdout
+    assert (here / "made" / "g.onnx").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -87,7 +101,10 @@ def test_sampling(here, rfpp):
         (["sample", "--model", "flow.safetensors", "--guidance", "2"], "guidance needs a flow"),
         (["sample", "--model", "flow.safetensors", "--solver", "rk9"], "unknown solver 'rk9'"),
         (["sample", "--model", "flow.safetensors", "--out", "x.gif"], "must end in .png or .npz"),
-        (["preset", "imagenet"], "there is no preset 'imagenet' (presets: digits, folder, smoke)"),
+        (["sample", "--model", "flow.safetensors", "--times", "1,x"], "numbers such as 1,0.8"),
+        (["sample", "--model", "flow.safetensors", "--times", "1,0.8"], "does not spend 1 eval"),
+        (["export", "x.h5", "--model", "flow.safetensors"], "must end in .onnx or .pt2"),
+        (["preset", "mnist"], f"there is no preset 'mnist' (presets: {', '.join(PRESETS)})"),
         (["pairs", "verify", "nowhere.zarr"], "nowhere.zarr is missing"),
         (["pairs", "digest", "flow.safetensors"], "flow.safetensors"),
         (["work", "clean", "pairs/123"], "`rfpp work list` shows"),
@@ -121,6 +138,7 @@ def pictures(here):
     ("args", "said", "noises"),
     [
         (["invert", "--model", "flow.safetensors"], "3 images, 8 NFE each way", 3),
+        (["invert", "--model", "flow.safetensors", "--solver", "rk45"], "3 images", 3),
         (["invert", "--model", "conditional.safetensors", "--label", "3"], "3 images", 3),
         (["interpolate", "--model", "flow.safetensors", "--steps", "6"], "6 images between", 6),
         (["translate", "--model", "conditional.safetensors", "--from", "1", "--to", "2"],
@@ -222,4 +240,4 @@ def test_as_a_command(here):
         cwd=here, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "rfpp: n and nfe must be at least 1; got n = 64, nfe = 0\n"
+    assert done.stderr == "rfpp: nfe must be at least 1; got 0\n"

@@ -66,7 +66,7 @@ def test_grey_images_are_seen_as_rgb(stand_in):
 
 def test_a_file_of_another_digest_is_not_run(stand_in):
     path, _ = stand_in
-    with pytest.raises(UserError, match="sha256 .*, not f58cb9b6.*features.inception_path"):
+    with pytest.raises(UserError, match=r"sha256 .*, not f58cb9b6.*features.inception_path"):
         inception.load(str(path), None, False, torch.device("cpu"))
 
 
@@ -83,11 +83,12 @@ def test_weights_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "source").write_bytes(b"weights")
     here = weights.Published("A net", f"file://{tmp_path}/absent-net.pt", "0" * 64, "a.path")
-    with pytest.raises(UserError, match=r"absent-net.pt is not in .* cannot be downloaded: .*"
-                       r"A net: absent-net.pt comes from file:.*; a.path takes a path"):  # fmt: skip
+    said = (r"absent-net.pt is not in .* cannot be downloaded: .*A net: absent-net.pt comes from "
+            r"file:.*; a.path takes a path")  # fmt: skip
+    with pytest.raises(UserError, match=said):
         weights.fetch(here, None)
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
-    with pytest.raises(UserError, match="gone.pt is missing .*a.path takes a path"):
+    with pytest.raises(UserError, match=r"gone.pt is missing .*a.path takes a path"):
         weights.fetch(here, str(tmp_path / "gone.pt"))
     digest = hashlib.sha256(b"weights").hexdigest()
     there = weights.Published("A net", f"file://{tmp_path}/source", digest, "a.path")

@@ -85,7 +85,7 @@ def test_weights_are_read_as_data(tmp_path, published):
     assert all(float((value - 0.01).abs().max()) == 0
                for value in net.net.net.state_dict().values())  # fmt: skip
     torch.save({"other": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="is not torchvision's VGG16: 'features.0.weight'"):
+    with pytest.raises(UserError, match=r"is not torchvision's VGG16: 'features.0.weight'"):
         perceptual.LPIPS(path)
     path.write_bytes(b"x")
     with pytest.raises(UserError, match="is not torchvision's VGG16"):

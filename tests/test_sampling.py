@@ -148,6 +148,14 @@ def test_decoding_the_noise_of_a_seed_is_sampling_it(flow):
     torch.testing.assert_close(flow.decode(z, recipe), flow.sample(5, seed=4, recipe=recipe))
 
 
+def test_rk45_is_the_ode_and_its_own_inverse(flow):
+    recipe = Recipe("rk45")
+    fine = flow.sample(6, seed=3, recipe=Recipe("midpoint", 400))
+    torch.testing.assert_close(flow.sample(6, seed=3, recipe=recipe), fine, rtol=0, atol=1e-3)
+    back = flow.decode(flow.invert(fine, recipe), recipe)
+    torch.testing.assert_close(back, fine, rtol=0, atol=3e-3)
+
+
 def test_inversion_needs_a_label_and_an_inverse(flow, conditional):
     x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(UserError, match=r"give a label in 0..9"):

@@ -1,10 +1,12 @@
 """Solvers against closed forms.  The published table runs time the other way (t = 1 is data)."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from rfpp_core import schedules
+from rfpp_core import schedules, solvers
 from rfpp_core.solvers import Counted, rk2, solve, steps_for, trajectory
 
 S, M = 0.5, 1.3
@@ -196,3 +198,29 @@ def test_grids():
             schedules.custom(wrong)
     with pytest.raises(ValueError, match="at least 1"):
         schedules.uniform(0)
+
+
+def test_rk45_against_the_closed_form():
+    """v = -x and x' = t^3 x, both ways, within the tolerance."""
+    x = torch.randn(5, 3, dtype=torch.float64)
+    found = solvers.adaptive(lambda x, t, y=None: -x, x, 1.0, 0.0)
+    torch.testing.assert_close(found.x, x * math.e, rtol=5e-5, atol=0)
+    cubic = lambda x, t, y=None: t[:, None] ** 3 * x  # noqa: E731
+    up = solvers.adaptive(cubic, x, 0.0, 1.0).x
+    torch.testing.assert_close(up, x * math.exp(0.25), rtol=5e-5, atol=0)
+    fewer = solvers.adaptive(cubic, x, 0.0, 1.0, rtol=1e-2, atol=1e-2).nfe
+    assert fewer < solvers.adaptive(cubic, x, 0.0, 1.0, rtol=1e-9, atol=1e-9).nfe
+
+
+def test_rk45_does_not_let_a_sample_down_for_its_batch_mates():
+    """One stiff sample among 255 easy ones: an error averaged over the batch would be 16 times
+    the tolerance; and no sample moves by more than about the tolerance for its company."""
+    rate = torch.ones(256, dtype=torch.float64)
+    rate[0] = 12.0
+    field = lambda x, t, y=None: torch.cos(rate[y] * t)[:, None] * rate[y][:, None]  # noqa: E731
+    x, every = torch.zeros(256, 1, dtype=torch.float64), torch.arange(256)
+    together = solvers.adaptive(field, x, 1.0, 0.0, every).x
+    exact = -torch.sin(rate)[:, None]
+    assert float((together - exact).abs().max()) < 1e-4  # 5e-4 if averaged over the batch
+    alone = torch.cat([solvers.adaptive(field, x[:1], 1.0, 0.0, i[None]).x for i in every[:3]])
+    assert float((together[:3] - alone).abs().max()) < 2e-4

@@ -91,7 +91,7 @@ class SmallUNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self.embed(self.fourier(c).to(x.dtype))
         if self.label is not None:
-            y = torch.full((len(x),), -1, device=x.device) if y is None else y
+            y = torch.full((x.shape[0],), -1, device=x.device) if y is None else y
             emb = emb + self.label(torch.where(y < 0, self.classes, y))
         emb = F.silu(emb)
         x = self.stem(x)
