@@ -25,7 +25,6 @@ from rfpp_core import (
     params,
     pixels,
     runtime,
-    schedules,
 )
 from rfpp_core.params import Evaluate
 from rfpp_core.sampling import MICRO_BATCH, Flow, Recipe, draw
@@ -46,7 +45,7 @@ def run(name: str) -> None:
     flow = build.load_flow(f"models/{name}.safetensors", device)
     rows: list[Row] = []
     first = flow.about["provenance"]["stage"] == "pretrain"
-    for recipe, seeds in recipes(section, section.teacher_seeds if first else 1):
+    for recipe, seeds in recipes(section, flow.start, section.teacher_seeds if first else 1):
         found = [measure(flow, real, recipe, config, i) for i in range(seeds)]
         nfe = recipe.nfe or spent(flow, recipe)
         rows.append(row_of(Recipe(recipe.solver, nfe), section.n, found))
@@ -78,11 +77,15 @@ def headlines(real: reference.Reference, rows: list[Row]) -> dict[str, dict[str,
     return found
 
 
-def recipes(section: Evaluate, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
-    """Each (sampler, number of sampling seeds) of the table; the many-step rows come last."""
+def recipes(section: Evaluate, start: float, many_seeds: int = 1) -> list[tuple[Recipe, int]]:
+    """Each (sampler, number of sampling seeds) of the table; the many-step rows come last.
+
+    Those of an imported EDM, which starts below t = 1, are by its own sampler.
+    """
     few = [(Recipe(section.solver, nfe, times=section.grids.get(str(nfe), ())), section.seeds)
            for nfe in section.nfe if nfe != section.teacher_nfe]  # fmt: skip
-    many = [(Recipe("heun", section.teacher_nfe), many_seeds)]
+    solver, grid = ("heun", "uniform") if start == 1 else ("edm-heun", "karras")
+    many = [(Recipe(solver, section.teacher_nfe, grid), many_seeds)]
     return few + many + ([(Recipe(ADAPTIVE), many_seeds)] if section.adaptive else [])
 
 
@@ -119,7 +122,8 @@ def straightness(flow: Flow, config: params.Params) -> float:
     key, n = noise.subkey(config.seed, "straightness"), config.evaluate.straightness_n
     z = noise.normal(key, torch.arange(n), flow.shape).to(flow.device)
     y = _y(flow, key, n)
-    return metrics.straightness(flow.field, z, None if y is None else y.to(flow.device))
+    y = None if y is None else y.to(flow.device)
+    return metrics.straightness(flow.field, z, y, flow.start)
 
 
 def inversion(flow: Flow, held_out: data.Images, solver: str) -> metrics.Inversion:
@@ -148,7 +152,7 @@ def pictures(flow: Flow, name: str, config: params.Params) -> None:
     key = noise.subkey(config.seed, "pictures")
     shown = max(SHOWN, 8 * min(flow.classes, 16))
     labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
-    for recipe, _ in recipes(config.evaluate):
+    for recipe, _ in recipes(config.evaluate, flow.start):
         if recipe.solver == ADAPTIVE:
             continue
         images = flow.from_noise_key(key, shown, recipe, labels)
@@ -156,7 +160,8 @@ def pictures(flow: Flow, name: str, config: params.Params) -> None:
     z = noise.normal(key, torch.arange(8), flow.shape).to(flow.device)
     y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
     with torch.inference_mode():
-        states = list(trajectory(flow.field, z, schedules.uniform(10), "euler", "full", y))
+        grid = Recipe("euler", 10).plan(flow.start)[0]
+        states = list(trajectory(flow.field, flow.start * z, grid, "euler", "full", y))
     strip = torch.stack(states, dim=1).flatten(0, 1)
     save_grid(strip, Path(f"samples/{name}/trajectory.png"), len(states))
 
@@ -178,7 +183,8 @@ def spent(flow: Flow, recipe: Recipe) -> int:
     index = torch.arange(MICRO_BATCH)
     z = noise.normal(0, index, flow.shape).to(flow.device)
     y = _y(flow, 0, MICRO_BATCH)
-    return draw(flow.field, z, None if y is None else y.to(flow.device), recipe).nfe
+    y = None if y is None else y.to(flow.device)
+    return draw(flow.field, z, y, recipe, start=flow.start).nfe
 
 
 def _name(row: Row) -> str:

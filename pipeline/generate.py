@@ -38,6 +38,7 @@ def spec_of(k: str) -> PairSpec:
         shape=tuple(arch["shape"]),
         micro_batch=generate.micro_batch,
         shard=generate.shard,
+        start=about.get("start", 1.0),
     )
 
 

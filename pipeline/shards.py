@@ -66,7 +66,8 @@ def micro_batch(flow: Flow, spec: PairSpec, start: int) -> NDArray[np.uint8]:
     """uint8 images (micro_batch, C, H, W) of the pairs from ``start`` on."""
     index = spec.index(start, start + spec.micro_batch).to(flow.device)
     recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
-    images = draw(flow.field, spec.z(index), spec.y(index), recipe).x
+    z, y = spec.z(index), spec.y(index)
+    images = draw(flow.field, z, y, recipe, start=spec.start).x
     return np.ascontiguousarray(to_uint8(images).cpu().numpy())
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfpp_core import checkpoint, losses, timesteps
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
+from rfpp_core.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.nets.small_unet import SmallUNet
+from rfpp_core.nets.song_unet import Embedding, Encoder, SongUNet
 from rfpp_core.noise import subkey
 from rfpp_core.params import Loss, Network, Params, Times, Training
 from rfpp_core.precond import Conditioned, EDMVelocity, PlainVelocity
@@ -49,21 +51,32 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
     except (KeyError, ValueError) as error:
         raise UserError(f"not an architecture of this version: {error}") from None
     halvings = 2 ** (len(network.multipliers) - 1)
-    if h % halvings or w % halvings:
-        raise UserError(f"network.multipliers has {len(network.multipliers)} levels, so image "
-                        f"sides must be multiples of {halvings}; they are {h}x{w}")  # fmt: skip
+    if h != w or h % halvings:
+        raise UserError(
+            f"network.multipliers has {len(network.multipliers)} levels, so images must be square "
+            f"with sides a multiple of {halvings}; they are {h}x{w}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
-        net = SmallUNet(
-            c,
-            network.channels,
-            network.multipliers,
-            network.blocks,
-            network.attention,
-            int(arch["classes"]),
-            dropout,
-        )
-    return EDMVelocity(net, network.sigma_data) if network.precond == "edm" else PlainVelocity(net)
+        model = _model(network, c, h, int(arch["classes"]), dropout)
+    edm = network.precond == "edm"
+    return EDMVelocity(model, network.sigma_data) if edm else PlainVelocity(model)
+
+
+def _model(network: Network, c: int, side: int, classes: int, dropout: float) -> nn.Module:
+    width, multipliers, blocks = network.channels, network.multipliers, network.blocks
+    if network.arch == "small_unet":
+        return SmallUNet(c, width, multipliers, blocks, network.attention, classes, dropout)
+    sides, augment = network.attention_resolutions, network.augment
+    if network.arch == "adm":
+        return DhariwalUNet(side, c, width, multipliers, blocks, sides, classes, augment, dropout)
+    plus: dict[str, tuple[Embedding, Encoder]] = {
+        "ncsnpp": ("fourier", "residual"),
+        "ddpmpp": ("positional", "standard"),
+    }
+    return SongUNet(
+        side, c, width, multipliers, blocks, sides, classes, augment, dropout, *plus[network.arch]
+    )
 
 
 def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:

@@ -23,12 +23,13 @@ class Generator(nn.Module):
 
     def __init__(self, flow: Flow, recipe: Recipe) -> None:
         super().__init__()
-        self.field, self.recipe = flow.field, recipe
-        self.grid, self.last = recipe.plan()
+        self.field, self.recipe, self.start = flow.field, recipe, flow.start
+        self.grid, self.last = recipe.plan(flow.start)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         field = Guided(self.field, self.recipe.guidance)
-        return solve(field, noise, self.grid, self.recipe.solver, self.last, label).x
+        z = noise if self.start == 1 else self.start * noise
+        return solve(field, z, self.grid, self.recipe.solver, self.last, label).x
 
 
 def export(flow: Flow, recipe: Recipe, path: Path) -> float:

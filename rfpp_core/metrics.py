@@ -116,16 +116,17 @@ def _share_inside(manifold: Features, points: Features, k: int) -> float:
 
 
 @torch.inference_mode()
-def straightness(field: Field, z: Tensor, y: Tensor | None = None) -> float:
+def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> float:
     """Mean over elements and 100 uniform Euler steps of ``(velocity - chord)^2``.
 
     The chord is ``z - x`` of the path's own ends (Liu et al., arXiv 2209.03003); 0 for a straight
     flow.  The grid is fine whatever NFE is sold: at one step the measure is identically zero.
+    Paths begin at t = ``start`` from ``start z``.
     """
-    grid = torch.linspace(1, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
-    states = list(trajectory(field, z, grid, "euler", "full", y))
-    chord = states[0] - states[-1]
-    velocities = [(a - b) * STRAIGHTNESS_STEPS for a, b in pairwise(states)]
+    grid = torch.linspace(start, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
+    states = list(trajectory(field, start * z, grid, "euler", "full", y))
+    chord = (states[0] - states[-1]) / start
+    velocities = [(a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states)]
     return math.fsum(float((v - chord).square().mean()) for v in velocities) / len(velocities)
 
 

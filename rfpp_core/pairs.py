@@ -52,6 +52,7 @@ class PairSpec:
     shape: tuple[int, int, int]
     micro_batch: int
     shard: int
+    start: float = 1.0  # first time; the state there is start z
     noise: str = noise.SCHEME
     noise_kind: str = "seeded"
     space: str = "pixel"
@@ -129,7 +130,8 @@ class PairStore:
             spec = TypeAdapter(PairSpec).validate_python(group.attrs.asdict().get("rfpp"))
         except ValidationError:
             raise UserError(f"{path} is not a pair store of this version") from None
-        fixed = {f.name: f.default for f in fields(PairSpec) if f.default is not MISSING}
+        fixed = {f.name: f.default for f in fields(PairSpec)
+                 if f.default is not MISSING and f.name != "start"}  # fmt: skip
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
         store = cls(path, group, spec)

@@ -22,7 +22,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 RoundName = Annotated[str, Field(pattern=r"^([2-9]|[1-9][0-9]+)$")]
 FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]*$")]
 SolverName = Annotated[
-    str, Field(pattern=r"^(euler|heun|midpoint|anchored|anchored-heun|rk2:(0\.\d+|1(\.0+)?))$")
+    str,
+    Field(pattern=r"^(euler|heun|midpoint|anchored(-heun)?|edm-heun|rk2:(0\.\d+|1(\.0+)?))$"),
 ]
 
 
@@ -45,13 +46,19 @@ class Dataset(Section):
 
 
 class Network(Section):
-    """Architecture and preconditioning, shared by all flows of a run."""
+    """Architecture and preconditioning, shared by all flows of a run.
 
-    arch: Literal["small_unet"] = "small_unet"
+    ``ncsnpp``, ``ddpmpp`` and ``adm`` are EDM's networks; they attend at the sides in
+    ``attention_resolutions`` and, as published, reserve weights for ``augment`` labels.
+    """
+
+    arch: Literal["small_unet", "ncsnpp", "ddpmpp", "adm"] = "small_unet"
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
     multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (1, 2)
     blocks: Positive = 1
-    attention: Annotated[int, Field(ge=0)] = 0
+    attention: Annotated[int, Field(ge=0)] = 0  # coarsest levels of a small_unet that attend
+    attention_resolutions: tuple[Positive, ...] = (16,)
+    augment: Annotated[int, Field(ge=0)] = 9
     conditional: bool = False
     precond: Literal["velocity", "edm"] = "edm"
     sigma_data: PositiveFloat = 0.5

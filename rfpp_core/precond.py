@@ -24,11 +24,14 @@ T_MIN = (
 
 
 class Conditioned(nn.Module):
-    """A velocity field around ``net(x (B, C, H, W), c_noise (B,), y (B,) or None)``."""
+    """A velocity field around ``model(x (B, C, H, W), c_noise (B,), y (B,) or None)``.
 
-    def __init__(self, net: nn.Module) -> None:
+    The attribute is called as in EDM's checkpoints, so that their names are ours.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -38,7 +41,7 @@ class PlainVelocity(Conditioned):
     """The network's output is the velocity; it sees ``c_noise = t - 1/2`` in [-1/2, 1/2]."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        out: Tensor = self.net(x, t - 0.5, y)
+        out: Tensor = self.model(x, t - 0.5, y)
         return out
 
 
@@ -46,18 +49,18 @@ class EDMVelocity(Conditioned):
     """EDM preconditioning in the closed form that is regular at t = 0 and t = 1.
 
     Args:
-        net: the raw network F.
+        model: the raw network F.
         sigma_data: standard deviation of the data, s > 0.
     """
 
-    def __init__(self, net: nn.Module, sigma_data: float = 0.5) -> None:
-        super().__init__(net)
+    def __init__(self, model: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__(model)
         self.sigma_data = sigma_data
 
     def raw(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Network output F and ``q = t^2 + s^2 (1 - t)^2``, the variance of x_t."""
         q = like(t.square() + self.sigma_data**2 * (1 - t).square(), x)
-        out: Tensor = self.net(x / q.sqrt(), c_noise(t), y)
+        out: Tensor = self.model(x / q.sqrt(), c_noise(t), y)
         return out, q
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

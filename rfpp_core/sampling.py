@@ -81,8 +81,12 @@ class Recipe:
         """Network forwards an image: two an evaluation with guidance."""
         return self.nfe * (1 if self.guidance == 1 else 2)
 
-    def plan(self) -> tuple[Tensor, Last]:
+    def plan(self, start: float = 1.0) -> tuple[Tensor, Last]:
         """The times (N + 1,) and whether the last step drops its second stage.
+
+        Args:
+            start: the first time, if the grid begins later; an imported EDM knows none above
+                80/81.
 
         Raises:
             UserError: if solver, NFE or times are wrong, or the times do not spend ``nfe``.
@@ -96,22 +100,58 @@ class Recipe:
             if len(grid) - 1 != steps:
                 raise UserError(f"a grid of {len(grid) - 1} steps does not spend {self.nfe} "
                                 f"evaluations with {self.solver}")  # fmt: skip
-            return grid, last
-        return (schedules.karras if self.grid == "karras" else schedules.uniform)(steps), last
+        else:
+            grid = (schedules.karras if self.grid == "karras" else schedules.uniform)(steps)
+        if self.solver == "edm-heun" and start == 1:
+            raise UserError("edm-heun integrates over sigma, which has no end at t = 1: it is for "
+                            "imported EDM teachers, which start at 80/81")  # fmt: skip
+        if steps > 1 and grid[1] >= start:
+            raise UserError(
+                f"the grid's second time is {float(grid[1]):.4g}, but this flow "
+                f"starts at {start:.4g}; take fewer steps or the karras grid"
+            )
+        grid[0] = min(float(grid[0]), start)
+        return grid, last
 
 
 @torch.inference_mode()
 def draw(
-    field: Field, state: Tensor, y: Tensor | None, recipe: Recipe, backwards: bool = False
+    field: Field,
+    state: Tensor,
+    y: Tensor | None,
+    recipe: Recipe,
+    backwards: bool = False,
+    start: float = 1.0,
 ) -> Solution:
     """Images float (B, C, H, W), about in [-1, 1], from noise of the same shape; or
-    ``backwards``, the same ODE from t = 0 to 1, noise from images."""
+    ``backwards``, the same ODE from t = 0 up, noise from images.
+
+    A flow that starts below t = 1 starts from ``start z``.  EDM's solver keeps its state in
+    float64, as EDM does, around a network in float32.
+    """
     state = state.to(memory_format=torch.channels_last)
-    guided = Guided(field, recipe.guidance)
+    guided: Field = Guided(field, recipe.guidance)
+    if recipe.solver == "edm-heun":
+        state, guided = state.double(), _Single(guided)
+    state = state if backwards else start * state
     if recipe.solver == ADAPTIVE:
-        return adaptive(guided, state, *((0.0, 1.0) if backwards else (1.0, 0.0)), y)
-    grid, last = recipe.plan()
-    return solve(guided, state, grid.flip(0) if backwards else grid, recipe.solver, last, y)
+        ends = (0.0, start) if backwards else (start, 0.0)
+        found = adaptive(guided, state, *ends, y)
+    else:
+        grid, last = recipe.plan(start)
+        grid = grid.flip(0) if backwards else grid
+        found = solve(guided, state, grid, recipe.solver, last, y)
+    return Solution(found.x / start, found.nfe) if backwards else found
+
+
+class _Single:
+    """A field of float32 seen from a state of float64."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.field(x.float(), t.float(), y)
 
 
 @dataclass(frozen=True)
@@ -131,6 +171,11 @@ class Flow:
     @property
     def device(self) -> torch.device:
         return next(self.field.parameters()).device
+
+    @property
+    def start(self) -> float:
+        """The first time: 1, but an imported EDM knows none above 80/81."""
+        return float(self.about.get("start", 1.0))
 
     def sample(
         self,
@@ -203,7 +248,7 @@ class Flow:
     def _map(
         self,
         n: int,
-        start: Callable[[slice], Tensor],
+        states: Callable[[slice], Tensor],
         recipe: Recipe,
         y: Tensor | None,
         backwards: bool = False,
@@ -213,7 +258,9 @@ class Flow:
         def one(first: int) -> Tensor:
             part = slice(first, min(first + MICRO_BATCH, n))
             label = None if y is None else y[part].to(self.device)
-            return draw(self.field, start(part), label, recipe, backwards).x.float().cpu()
+            state = states(part)
+            found = draw(self.field, state, label, recipe, backwards, self.start)
+            return found.x.float().cpu()
 
         return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
 

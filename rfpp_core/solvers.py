@@ -10,6 +10,9 @@ Heun's trapezoid at delta = 1, the midpoint rule (RF-Solver, arXiv 2411.04746) a
 at 2/3.  The anchored update of RF++ (arXiv 2405.20320, app. D) goes back to the initial noise z:
 ``x_s = (1 - s) x_hat + s z``.
 
+EDM integrates over sigma = t / (1 - t) the state X = x / (1 - t) (arXiv 2206.00364, alg. 1): its
+``dX/dsigma = (X - D) / sigma`` is z_hat, so its Heun step needs no other field than v.
+
 Cost is counted in network evaluations (NFE) by wrapping the field, never derived from steps.
 """
 
@@ -22,11 +25,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rfpp_core.flow import Field, interpolate, x_hat
+from rfpp_core.flow import Field, interpolate, x_hat, z_hat
 
 Last = Literal["full", "euler"]
 Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
-SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun")
+SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun", "edm-heun")
 ADAPTIVE = "rk45"  # chooses its own evaluations, so it has no NFE to be asked for
 
 
@@ -80,6 +83,21 @@ def anchored(z: Tensor, heun: bool = False) -> Step:
         if not heun:
             return x_s
         return interpolate(x_hat(x, (v + field(x_s, s_b, y)) / 2, t_b), z, s_b)
+
+    return step
+
+
+def edm(heun: bool = True) -> Step:
+    """EDM's step in sigma, from t < 1: Heun's, or Euler's of one evaluation."""
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        t_b, s_b = _batch(t, x), _batch(s, x)
+        h, scale = (s / (1 - s) - t / (1 - t)).to(x), (1 - s).to(x)
+        big, slope = x / (1 - t).to(x), z_hat(x, field(x, t_b, y), t_b)
+        end = (big + h * slope) * scale
+        if not heun:
+            return end
+        return (big + h * (slope + z_hat(end, field(end, s_b, y), s_b)) / 2) * scale
 
     return step
 
@@ -176,6 +194,8 @@ def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
             return anchored(x), anchored(x)
         case "anchored-heun":
             return anchored(x, heun=True), anchored(x)
+        case "edm-heun":
+            return edm(), edm(heun=False)
     if solver.startswith("rk2:"):
         return rk2(float(solver[4:])), euler
     raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)} and rk2:<delta>")

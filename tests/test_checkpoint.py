@@ -44,9 +44,9 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_wrong_shapes_are_listed(tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = build.field(tiny_arch()).state_dict()
-    tensors["net.stem.weight"] = torch.zeros(4, 4)
-    tensors["net.extra"] = torch.zeros(1)
-    del tensors["net.stem.bias"]
+    tensors["model.stem.weight"] = torch.zeros(4, 4)
+    tensors["model.extra"] = torch.zeros(1)
+    del tensors["model.stem.bias"]
     checkpoint.save(path, tensors, {"architecture": tiny_arch()})
     with pytest.raises(UserError) as error:
         load_flow(path)

@@ -14,7 +14,6 @@ from rfpp_core import build, checkpoint
 from rfpp_core.pairs import PairStore
 from tests.conftest import ROOT, SMOKE, save_tiny, spec_for, tiny_arch
 
-
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
@@ -51,7 +50,7 @@ def here(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     save_tiny(path / "flow.safetensors")
     tensors = build.field(tiny_arch()).state_dict()
-    tensors["net.stem.weight"] = torch.zeros(2, 2)
+    tensors["model.stem.weight"] = torch.zeros(2, 2)
     checkpoint.save(path / "wrong.safetensors", tensors, {"architecture": tiny_arch()})
     (path / "junk.safetensors").write_bytes(b"junk" * 100)
     store = PairStore.create(path / "pairs.zarr", spec_for(), 40)
@@ -93,7 +92,7 @@ def test_export(here, rfpp):
         (["sample", "--model", "junk.safetensors"], "is not a readable safetensors file"),
         (
             ["sample", "--model", "wrong.safetensors"],
-            "net.stem.weight is (2, 2), not (8, 1, 3, 3)",
+            "model.stem.weight is (2, 2), not (8, 1, 3, 3)",
         ),
         (["sample", "--model", "flow.safetensors", "--nfe", "0"], "nfe must be at least 1"),
         (["sample", "--model", "flow.safetensors", "--n", "0"], "n and nfe must be at least 1"),
@@ -200,7 +199,7 @@ def test_pairs(here, rfpp):
     [
         ("prepare", "seed: 0", "sed: 0", "unknown param 'sed' (allowed: dataset"),
         ("pretrain", "batch: 64", "batch: 2000", "batch is 2000 but there are only 1438 images"),
-        ("pretrain", "multipliers: [1, 2]", "multipliers: [1, 2, 2, 2, 2]", "multiples of 16"),
+        ("pretrain", "multipliers: [1, 2]", "multipliers: [1, 2, 2, 2, 2]", "a multiple of 16"),
         ("generate 2", "seed: 0", "seed: 0", "flow1.safetensors is missing; `dvc repro` makes it"),
         ("generate 7", "seed: 0", "seed: 0", "there is no round 7 in params.yaml (rounds: 2)"),
         ("reflow 2", "seed: 0", "seed: 0", "flow1.safetensors is missing; `dvc repro` makes it"),

@@ -76,7 +76,7 @@ def test_all_is_there(check, tmp_path):
             ["labels.csv has no label for 1 of 2 images", "b.png"],
         ),
         ({**FOLDER, "dataset__path": "wide", "dataset__resolution": None}, ["14x12 pixels"]),
-        ({**FOLDER, "dataset__path": "set", "dataset__resolution": 9}, ["multiples of 2", "9x9"]),
+        ({**FOLDER, "dataset__path": "set", "dataset__resolution": 9}, ["a multiple of 2", "9x9"]),
         ({"reflow__loss__name": "lpips_huber"}, VGG),
         ({"pretrain__loss__name": "lpips_huber", "pretrain__loss__vgg_path": "vgg.pth"},
          ["vgg.pth is missing", "vgg16-397923af.pth comes from"]),

@@ -114,7 +114,7 @@ def test_networks_of_several_sizes(precond, shape):
 
 def test_an_image_that_does_not_halve_is_refused():
     arch = {**tiny_arch(), "shape": [1, 9, 9]}
-    with pytest.raises(UserError, match="multiples of 2; they are 9x9"):
+    with pytest.raises(UserError, match="a multiple of 2; they are 9x9"):
         build.field(arch)
 
 
@@ -125,7 +125,7 @@ def test_weights_depend_on_the_seed_alone():
     b = build.field(tiny_arch(), seed=3).state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(
-        build.field(tiny_arch(), seed=4).state_dict()["net.stem.weight"], a["net.stem.weight"]
+        build.field(tiny_arch(), seed=4).state_dict()["model.stem.weight"], a["model.stem.weight"]
     )
 
 

@@ -1,5 +1,6 @@
 """Solvers against closed forms.  The published table runs time the other way (t = 1 is data)."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from rfpp_core import schedules, solvers
+from rfpp_core.precond import EDMVelocity
 from rfpp_core.solvers import Counted, rk2, solve, steps_for, trajectory
 
 S, M = 0.5, 1.3
@@ -224,3 +226,47 @@ def test_rk45_does_not_let_a_sample_down_for_its_batch_mates():
     assert float((together - exact).abs().max()) < 1e-4  # 5e-4 if averaged over the batch
     alone = torch.cat([solvers.adaptive(field, x[:1], 1.0, 0.0, i[None]).x for i in every[:3]])
     assert float((together[:3] - alone).abs().max()) < 2e-4
+
+
+@pytest.mark.parametrize(("steps", "last"), [(6, "euler"), (5, "full")])
+def test_edm_heun_is_edm_s_sampler(steps, last):
+    """Against alg. 1 of EDM (arXiv 2206.00364) in its own variables, with a denoiser."""
+    from tests.test_precond import Raw, edm_denoiser
+
+    field = EDMVelocity(Raw(), 0.5).double()
+    z = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    grid = schedules.karras(steps)
+    grid[0] = 80 / 81
+    roots = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), steps, dtype=torch.float64)
+    sigmas = torch.cat((roots**7, roots.new_zeros(1)))
+    x = 80 * z
+    for now, then in itertools.pairwise(sigmas):
+        slope = (x - edm_denoiser(Raw(), x, now.expand(4), 0.5)) / now
+        end = x + (then - now) * slope
+        if then > 0:
+            other = (end - edm_denoiser(Raw(), end, then.expand(4), 0.5)) / then
+            end = x + (then - now) * (slope + other) / 2
+        x = end
+    found = solve(field, 80 / 81 * z, grid, "edm-heun", last)
+    assert found.nfe == 2 * steps - (last == "euler")
+    if last == "euler":  # EDM drops the last correction; "full" would evaluate at sigma 0
+        torch.testing.assert_close(found.x, x, rtol=0, atol=1e-10)
+
+
+def test_edm_heun_and_heun_in_t_meet_at_second_order():
+    """One ODE in two variables: both converge to the same end, four times closer a doubling."""
+    from tests.test_precond import Raw
+
+    field = EDMVelocity(Raw(), 0.5).double()
+    z = torch.randn(8, 1, 4, 4, dtype=torch.float64) * (80 / 81)
+
+    def end(solver, steps):
+        grid = schedules.karras(steps, sigma_min=0.02)
+        grid[0] = 80 / 81
+        return solve(field, z, grid, solver, "full").x
+
+    fine = end("edm-heun", 1600)
+    torch.testing.assert_close(end("heun", 1600), fine, rtol=0, atol=1e-3)
+    errors = [float((end("edm-heun", n) - fine).square().mean().sqrt()) for n in (50, 100, 200)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(1.6 < order < 2.6 for order in orders), orders
