@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import edit, perceptual_net, stage
+from pipeline import edit, stage, training
 from rfpp_core.errors import UserError
 from rfpp_core.sampling import Recipe
 
@@ -148,7 +148,7 @@ def work_adopt(
     target = path
     if "code" in document:
         then = document["code"]
-        now = stage.code_digests(_rooms(then))
+        now = stage.code_digests(_rooms(document))
         note["rooms"] = sorted(r for r in now.keys() | then.keys() if now.get(r) != then.get(r))
         if not note["rooms"]:
             raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
@@ -189,10 +189,12 @@ def _staged() -> list[Path]:
     return sorted(path.parent for path in stage.work().glob("*/*/identity.json"))
 
 
-def _rooms(code: Mapping[str, str]) -> tuple[str, ...]:
-    """The rooms that would count today for work that these made."""
-    extra = (room for room in perceptual_net.ROOMS if room in code)
-    return (*stage.TRAINING_ROOMS, *extra)
+def _rooms(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The rooms that determine a staged training today."""
+    from rfpp_core.params import Loss
+
+    loss = Loss.model_validate(document["training"]["loss"])
+    return training.rooms_of(document["architecture"]["arch"], loss)
 
 
 def _find(name: str) -> Path:
@@ -209,8 +211,8 @@ def _state(path: Path, document: dict[str, Any]) -> str:
     done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
     states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
     finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    then = document["code"]
-    stale = "" if stage.code_digests(_rooms(then)) == then else " (made by other code)"
+    now = stage.code_digests(_rooms(document))
+    stale = "" if now == document["code"] else " (made by other code)"
     return f"{finished}state at step {states[-1] if states else 0}{stale}"
 
 

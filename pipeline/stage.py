@@ -26,9 +26,15 @@ from rfpp_core.errors import UserError
 IMAGES = Path("data/images.zarr")
 Row = dict[str, Any]  # a line of a CSV
 TRAINING_ROOMS = (
-    "flow", "pixels", "precond", "couplings", "timesteps", "losses", "noise", "nets/layers",
-    "nets/small_unet", "loader", "trainer", "ema",
+    "flow", "pixels", "precond", "couplings", "timesteps", "losses", "noise", "loader", "trainer",
+    "ema",
 )  # fmt: skip
+NET_ROOMS = {  # those of the network, by arch
+    "small_unet": ("nets/layers", "nets/small_unet"),
+    "ncsnpp": ("nets/edm_layers", "nets/song_unet"),
+    "ddpmpp": ("nets/edm_layers", "nets/song_unet"),
+    "adm": ("nets/edm_layers", "nets/dhariwal_unet"),
+}
 
 
 def main(run: Callable[..., None], *names: str) -> None:
@@ -162,7 +168,7 @@ def publish(source: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def code_digests(rooms: Sequence[str] = TRAINING_ROOMS) -> dict[str, str]:
+def code_digests(rooms: Sequence[str]) -> dict[str, str]:
     """Digest of each room's syntax tree without comments and docstrings."""
     core = Path(files.__file__).parent
     return {room: files.digest(_syntax((core / f"{room}.py").read_text()))[:16] for room in rooms}

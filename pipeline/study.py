@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from pipeline import stage
+from pipeline import stage, training
 from rfpp_core import params
 from rfpp_core.metrics import DISTANCES
 
@@ -28,8 +28,9 @@ SEEDS = range(1, 6)
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "as in params": {},
     "control: fixed t = 1": {"times": {"law": "fixed", "t": 1.0}},
-    "uniform t": {"times": {"law": "uniform"}},
-    "l2": {"loss": {"name": "l2"}},
+    "u-shape, l2": {"times": {"law": "u_shape"}, "loss": {"name": "l2"}},
+    "uniform t, l2": {"times": {"law": "uniform"}, "loss": {"name": "l2"}},
+    "perceptual term (classifier)": {"loss": {"name": "lpips_huber", "perceptual": "classifier"}},
 }
 SHARED = ("data/images.zarr", "data/reference.npz", "models/features.safetensors")
 TEACHER_SEEDS = 5
@@ -38,10 +39,12 @@ Result = dict[str, Any]
 
 
 def run() -> None:
-    base = params.load().model_dump(mode="json")
+    config = params.load()
+    base = config.model_dump(mode="json")
     base["rounds"] = {"2": {"teacher": "flow1"}}
     base["evaluate"] |= {"seeds": 1, "teacher_seeds": TEACHER_SEEDS}
-    identity = {"params": base, "code": stage.code_digests()}
+    rooms = training.rooms_of(config.network.arch, config.reflow.loss)
+    identity = {"params": base, "code": stage.code_digests(rooms)}
     shared = stage.work() / "study" / stage.name_of(identity) / "shared"
     if not all((shared / name).exists() for name in SHARED):
         _stages(shared, base, "prepare", "reference")
@@ -117,6 +120,8 @@ def table(results: list[dict[str, Result]], base: Result) -> str:
         f"sampling seeds): {_interval(teacher)}; at {nfes[0]} NFE "
         f"{_interval(column('flow1', keys[0]))}.",
         "", f"Straightness falls {_interval(straight)} fold.", "",
+        "The net of the perceptual term and the metric's both know the labels (other "
+        "architecture, seed and half of the images).", "",
         "## Distance, and excess over the floor as a multiple of the teacher's", "",
         "| arm | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " | "
         + " | ".join(f"ratio at {nfe}" for nfe in nfes) + " |",

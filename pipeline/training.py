@@ -19,7 +19,7 @@ from rfpp_core import build, checkpoint, loader, runtime
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
-from rfpp_core.params import Params, Training
+from rfpp_core.params import Loss, Params, Training
 from rfpp_core.trainer import NonFiniteLoss, StepReport, TrainConfig, TrainState, train
 
 
@@ -49,13 +49,12 @@ class Job:
             "data": self.data,
             "parents": self.parents,
             "seed": self.params.seed,
-            "code": stage.code_digests(),
+            "code": stage.code_digests(rooms_of(self.architecture["arch"], self.section.loss)),
         }
         if self.section.loss.is_perceptual:
             document["perceptual"] = perceptual_net.identity(
                 self.section.loss, self.params.dataset
             )
-            document["code"] |= stage.code_digests(perceptual_net.ROOMS)
         return document
 
     def asked(self) -> dict[str, Any]:
@@ -69,6 +68,12 @@ class Job:
     @property
     def seed(self) -> int:
         return subkey(self.params.seed, self.kind)
+
+
+def rooms_of(arch: str, loss: Loss) -> tuple[str, ...]:
+    """The rooms whose code determines a training's weights."""
+    extra = perceptual_net.ROOMS if loss.is_perceptual else ()
+    return (*stage.TRAINING_ROOMS, *stage.NET_ROOMS[arch], *extra)
 
 
 Load = Callable[[], tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]]

@@ -2,11 +2,15 @@ import os
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pytest
+import torch
 
-from pipeline import stage
+from pipeline import stage, training
+from rfpp_core import build
 from rfpp_core.errors import UserError
+from rfpp_core.params import Loss, Network
 
 
 @pytest.fixture
@@ -35,13 +39,20 @@ def test_comments_and_docstrings_do_not_change_code_digests():
     assert stage._syntax(code) != stage._syntax(other)
 
 
-def test_code_digests_cover_every_room_that_trains():
-    from tests.test_contracts import FIELDS, TRAINS
+@pytest.mark.parametrize("arch", get_args(Network.model_fields["arch"].annotation))
+def test_code_digests_cover_every_room_that_trains(arch):
+    """Those that every training uses, and the network's own with what it imports."""
+    from tests.conftest import ROOT
+    from tests.test_contracts import FIELDS, TRAINS, imports
 
-    rooms = {f"rfpp_core/{room}.py" for room in stage.TRAINING_ROOMS}
+    rooms = {f"rfpp_core/{room}.py" for room in training.rooms_of(arch, Loss())}
     assert rooms >= TRAINS | FIELDS - {"rfpp_core/nets"} | {"rfpp_core/noise.py"}
-    nets = (stage.Path(stage.files.__file__).parent / "nets").glob("[a-z]*.py")
-    assert rooms >= {f"rfpp_core/nets/{net.name}" for net in nets}
+    with torch.device("meta"):
+        field = build.field(build.architecture(Network(arch=arch, channels=64), (3, 32, 32), 0))
+    path = ROOT / (type(field.model).__module__.replace(".", "/") + ".py")
+    found = {path, *imports(path)} - {ROOT / "rfpp_core/nets/__init__.py"}
+    assert {str(p.relative_to(ROOT)) for p in found} <= rooms
+    assert len(stage.code_digests(training.rooms_of(arch, Loss()))) == len(rooms)
 
 
 def test_a_changed_identity_is_not_published():
