@@ -103,6 +103,35 @@ def export(
           f"most {gap:.1g}")  # fmt: skip
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="state dict, NVlabs pickle or safetensors")],
+    target: Annotated[Path, typer.Argument(help="model file to write")],
+    arch: Annotated[Path | None, typer.Option(help="params file whose network it must be")] = None,
+    shape: Annotated[str, typer.Option(help="C,H,W of its images, with --arch")] = "3,32,32",
+    classes: Annotated[int, typer.Option(help="labels of a conditional network, with --arch")] = 0,
+    rectified: Annotated[bool, typer.Option(help="a flow from t = 1, as RF++'s own weights, "
+                                                 "not an EDM from t = 80/81")] = False,
+) -> None:  # fmt: skip
+    """Makes a model file of a foreign checkpoint; nothing in it is executed."""
+    from rfpp_core import build, importing, params
+
+    document = None
+    if arch is not None:
+        sizes = tuple(int(n) if n.strip().isdigit() else 0 for n in shape.split(","))
+        if len(sizes) != 3 or not all(sizes):
+            raise UserError(f"--shape is '{shape}'; it must be three numbers such as 3,32,32")
+        document = build.architecture(params.load(arch).network, sizes, classes)
+    start = 1.0 if rectified else importing.EDM_START
+    about = importing.convert(source, target, document, start=start)
+    found = about["architecture"]
+    print(f"{target}: {found['arch']} of {'x'.join(map(str, found['shape']))} images, "
+          f"{found['classes'] or 'no'} classes, from {source} (sha256 "
+          f"{about['provenance']['source']['sha256']})")  # fmt: skip
+    if found["arch"] != "small_unet":
+        print(f"note: {importing.LICENCE}")
+
+
 app.command()(edit.invert)
 app.command()(edit.interpolate)
 app.command()(edit.translate)

@@ -44,7 +44,7 @@ def run(name: str) -> None:
     real = reference.Reference(config)
     flow = build.load_flow(f"models/{name}.safetensors", device)
     rows: list[Row] = []
-    first = flow.about["provenance"]["stage"] == "pretrain"
+    first = flow.about["provenance"]["stage"] in ("pretrain", "import")
     for recipe, seeds in recipes(section, flow.start, section.teacher_seeds if first else 1):
         found = [measure(flow, real, recipe, config, i) for i in range(seeds)]
         nfe = recipe.nfe or spent(flow, recipe)

@@ -45,7 +45,11 @@ def problems(config: Params) -> Iterator[str]:
         if name.startswith("inception"):
             yield from _failures(lambda: _inception(config))
             break
-    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+    imported = config.pretrain.source == "import"
+    if imported:
+        yield from _failures(lambda: _checkpoint(config))
+    trainings = [] if imported else [(config.pretrain, "pretrain")]
+    for section, kind in (*trainings, (config.reflow, "reflow")):
         yield from _of_training(section, kind)
 
 
@@ -104,6 +108,14 @@ def _inception(config: Params) -> None:
     section = config.features
     device = torch.device("cpu")
     inception.load(section.inception_path, section.inception_sha256, False, device)
+
+
+def _checkpoint(config: Params) -> None:
+    path, want = Path(config.pretrain.checkpoint or ""), config.pretrain.checkpoint_sha256
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint to import (pretrain.checkpoint)")
+    if (found := files.sha256(path)) != want:
+        raise UserError(f"{path} has sha256 {found}, not {want} (pretrain.checkpoint_sha256)")
 
 
 def _disk(config: Params, values: int) -> Iterator[str]:

@@ -1,13 +1,20 @@
-"""Stage ``pretrain``: data/images.zarr -> models/flow1.safetensors, the 1-rectified flow."""
+"""Stage ``pretrain``: the 1-rectified flow, trained on data/images.zarr or imported.
+
+-> models/flow1.safetensors
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline import stage, training
-from rfpp_core import build, couplings, data, params
+from rfpp_core import build, couplings, data, importing, params
 from rfpp_core.couplings import Coupling
+
+MODEL, CURVE = Path("models/flow1.safetensors"), Path("curves/flow1_loss.csv")
 
 
 def job() -> training.Job:
@@ -30,8 +37,24 @@ def load() -> tuple[Tensor, Tensor | None, Coupling, None]:
     return torch.from_numpy(part.images), labels, couplings.independent, None
 
 
+def take_in(section: params.Pretrain) -> None:
+    """The checkpoint as it is: an EDM denoiser is a 1-rectified flow without training."""
+    assert section.checkpoint is not None
+    MODEL.parent.mkdir(exist_ok=True)
+    importing.convert(
+        Path(section.checkpoint), MODEL, job().architecture, section.checkpoint_sha256
+    )
+    CURVE.parent.mkdir(exist_ok=True)
+    stage.write_csv(CURVE, [{"step": 0, "loss": ""}])
+    print(f"pretrain: {section.checkpoint} is flow1 (sha256 {section.checkpoint_sha256})")
+
+
 def run() -> None:
-    training.run(job, load, "flow1")
+    config = params.load()
+    if config.pretrain.source == "import":
+        take_in(config.pretrain)
+    else:
+        training.run(job, load, "flow1")
 
 
 if __name__ == "__main__":

@@ -234,6 +234,8 @@ def _plot_losses(path: Path, flows: Iterable[str]) -> None:
     figure, axes = _axes((6, 3.4))
     for flow in flows:
         rows = _csv(Path(f"curves/{flow}_loss.csv"))
+        if not rows[0]["loss"]:  # imported
+            continue
         name = list(rows[0])[2]  # after step and loss: the first term
         axes.plot([int(r["step"]) for r in rows], [float(r[name]) for r in rows],
                   label=f"{flow}: {name}")  # fmt: skip
@@ -245,7 +247,8 @@ def _plot_losses(path: Path, flows: Iterable[str]) -> None:
 def _plot_times(path: Path, config: params.Params) -> None:
     figure, axes = _axes((6, 3.4))
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    for name, section in (("flow1", config.pretrain), ("reflow", config.reflow)):
+    trained = [("flow1", config.pretrain)] if config.pretrain.source == "train" else []
+    for name, section in (*trained, ("reflow", config.reflow)):
         t = build.time_law(section.times)(u).numpy()
         axes.hist(t, bins=np.linspace(0, 1, 61), density=True, histtype="step",
                   label=f"{name}: {section.times.law}")  # fmt: skip

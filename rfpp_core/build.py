@@ -155,4 +155,7 @@ def provenance_params(params: Params, section: Training) -> dict[str, Any]:
 
 def training_params(section: Training) -> dict[str, Any]:
     """What of a training section determines weights: no path, nothing that moves no bit."""
-    return section.model_dump(mode="json", exclude={"log_every": True, "loss": {"vgg_path"}})
+    apart = {"log_every", "source", "checkpoint", "checkpoint_sha256"}
+    document = section.model_dump(mode="json", exclude=apart)
+    del document["loss"]["vgg_path"]
+    return document

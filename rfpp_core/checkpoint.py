@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,13 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     return Loaded(tensors, about)
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """The document of a safetensors file of this project; empty for another's."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {}).get(KEY, "null"))
+    return about if isinstance(about, dict) else {}
+
+
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Loads weights whose names and shapes must be exactly the module's.
 
@@ -67,7 +74,18 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
         UserError: with the list of differences.
     """
     want = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    have = {name: tuple(t.shape) for name, t in tensors.items()}
+    check_fit(want, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(
+    want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Compares names and shapes of a network with those of a file.
+
+    Raises:
+        UserError: with the list of differences.
+    """
     wrong = [f"{name} missing" for name in want.keys() - have.keys()]
     wrong += [f"{name} unknown" for name in have.keys() - want.keys()]
     wrong += [f"{name} is {have[name]}, not {want[name]}" for name in want.keys() & have.keys()
@@ -75,7 +93,24 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"{where} does not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
-    module.load_state_dict(dict(tensors))
+
+
+class Ordered(Mapping[str, Tensor]):
+    """Tensors by name in a given order and type, each made when it is asked for."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype
+    ) -> None:
+        self.tensors, self.names, self.dtype = tensors, names, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def save_state(

@@ -106,6 +106,7 @@ class Training(Section):
     beta2: Fraction = 0.999
     eps: PositiveFloat = 1e-8
     clip: Annotated[float, Field(ge=0)] = 0.0
+    accumulate: Positive = 1  # parts of a batch whose gradients are added up
     ema: Fraction = 0.998
     ema_ramp: bool = True
     dropout: Fraction = 0.0
@@ -125,6 +126,13 @@ class Training(Section):
         return self
 
     @model_validator(mode="after")
+    def whole_parts(self) -> Training:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of accumulate "
+                             f"({self.accumulate})")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def divided_by_a_time_above_0(self) -> Training:
         if self.loss.name.endswith("over_t") and self.times.law == "fixed" and not self.times.t:
             raise ValueError("loss.name lpips_huber_over_t divides by t, so times.t must be above "
@@ -133,7 +141,18 @@ class Training(Section):
 
 
 class Pretrain(Training):
-    """The first flow."""
+    """The first flow: trained here, or imported from a checkpoint whose sha256 is stated."""
+
+    source: Literal["train", "import"] = "train"
+    checkpoint: str | None = None
+    checkpoint_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def imports_name_their_file(self) -> Pretrain:
+        if self.source == "import" and not (self.checkpoint and self.checkpoint_sha256):
+            raise ValueError("source: import needs checkpoint (a path) and checkpoint_sha256 "
+                             "(`sha256sum` prints it)")  # fmt: skip
+        return self
 
 
 class Reflow(Training):
@@ -249,6 +268,24 @@ class Params(Section):
         if self.generate.guidance != 1 and not trained:
             raise ValueError("generate.guidance other than 1 needs network.conditional: true and "
                              "label_dropout above 0 in the training of every teacher")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def an_imported_teacher_is_edm_s(self) -> Params:
+        imported = self.pretrain.source == "import"
+        if imported and self.network.precond != "edm":
+            raise ValueError("pretrain.source: import needs network.precond: edm")
+        steps = -(-self.generate.nfe // 2)
+        late = self.generate.grid == "uniform" and steps > 80
+        if imported and late:
+            raise ValueError("generate.grid: uniform with more than 80 steps begins before an "
+                             "imported EDM's first time, 80/81; take karras")  # fmt: skip
+        if self.generate.solver == "edm-heun" and not imported:
+            raise ValueError("generate.solver edm-heun integrates over sigma, which has no end at "
+                             "t = 1: it is for pretrain.source: import")  # fmt: skip
+        if self.generate.solver == "edm-heun" and self.generate.nfe % 2 == 0:
+            raise ValueError(f"generate.nfe is {self.generate.nfe}; edm-heun drops the last "
+                             f"correction, so N steps spend 2N - 1: an odd number")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -44,6 +44,7 @@ class TrainConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip: float = 0.0
+    accumulate: int = 1
     ema: float = 0.999
     ema_ramp: bool = True
     precision: str = "fp32"
@@ -151,25 +152,28 @@ def train(
             return
         step, rate = state.step, config.lr_at(state.step)
         torch.manual_seed(subkey(config.seed, f"dropout:{step}"))
-        draws = Draws(config.seed, step, config.batch, device=state.device)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
-            terms = loss(net, batch, step, draws)
-        means = {name: term.float().mean() for name, term in terms.items()}
-        total = torch.stack(list(means.values())).sum()
-        state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        for start, part in _parts(batch, config.accumulate):
+            draws = Draws(
+                config.seed, step, config.batch, start, start + len(part.x), state.device
+            )
+            with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+                terms = loss(net, part, step, draws)
+            means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
+            total = torch.stack(list(means.values())).sum()
+            state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            finite &= torch.isfinite(total.detach())
+            sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
         state.scaler.unscale_(state.optimizer)
         limit = config.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(params, limit)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         ema.update(averages, params, ema.decay_at(step, config.ema, config.ema_ramp))
-        finite &= torch.isfinite(total.detach())
         if not state.scaler.is_enabled():  # a scaler skips such an update by itself
             finite &= torch.isfinite(norm)
-        sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
         state.step, seen = step + 1, seen + 1
         if state.step % config.log_every == 0 or state.step == config.steps:
             if not finite:
@@ -178,6 +182,15 @@ def train(
             means_now = {name: float(value) / seen for name, value in sums.items()}
             yield StepReport(state.step, means_now, rate, float(norm))
             sums, seen = {}, 0
+
+
+def _parts(batch: Batch, count: int) -> Iterator[tuple[int, Batch]]:
+    """A batch in equal parts, each with the position of its first sample."""
+    size = len(batch.x) // count
+    for start in range(0, len(batch.x), size):
+        part = slice(start, start + size)
+        y = None if batch.y is None else batch.y[part]
+        yield start, Batch(batch.x[part], batch.position[part], y)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

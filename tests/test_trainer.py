@@ -56,6 +56,17 @@ def test_loss_falls():
     assert reports[-1].terms["pseudo_huber"] < 0.8 * reports[0].terms["pseudo_huber"]
 
 
+def test_accumulated_parts_are_the_whole_batch():
+    """Same draws, same update, whatever the number of parts."""
+    section = SECTION.model_copy(update={"dropout": 0.0})
+    whole, reports = run(section=section)
+    parts, parted = run(section=section.model_copy(update={"accumulate": 4}))
+    for name, p in whole.net.state_dict().items():
+        torch.testing.assert_close(parts.net.state_dict()[name], p, rtol=1e-3, atol=2e-5)
+    for one, other in zip(reports, parted, strict=True):
+        assert other.terms["pseudo_huber"] == pytest.approx(one.terms["pseudo_huber"], rel=1e-3)
+
+
 def test_one_step_is_adams():
     """First update of Adam: -lr g / (|g| + eps), with the average following it."""
     config = TrainConfig(seed=0, steps=1, batch=4, lr=0.1, eps=1e-12, log_every=1, ema=0.75,

@@ -1,0 +1,110 @@
+"""A foreign checkpoint as a model file: which of EDM's networks it holds, and that it fits.
+
+An EDM denoiser is a rectified flow as it is (RF++, arXiv 2405.20320, prop. 1); it knows noise up
+to sigma = 80, so its first time is 80/81.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rfpp_core import build, checkpoint, files, foreign
+from rfpp_core.errors import UserError
+from rfpp_core.params import Network
+
+EDM_START = 80 / 81
+LICENCE = ("weights published by NVlabs are under CC BY-NC-SA 4.0: no commercial use, and models "
+           "made from them share that licence")  # fmt: skip
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def convert(
+    source: Path,
+    target: Path,
+    arch: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
+    start: float = EDM_START,
+) -> dict[str, Any]:
+    """Writes the weights of ``source`` as the model file ``target``; returns its metadata.
+
+    Memory: one tensor more than what is mapped of the file.
+
+    Args:
+        source: a state dict, an NVlabs pickle or safetensors, this project's included.
+        target: the model file.
+        arch: the architecture document they must fit; None to infer it.
+        sha256: digest that the file must have.
+        start: first time of the flow: 80/81 for EDM, 1 for a rectified flow in EDM's form.
+
+    Raises:
+        UserError: if the file is missing, damaged, hostile or another, or its names and shapes
+            are not the network's, with the list of differences.
+    """
+    found = foreign.read(source)
+    if sha256 and found.digest != sha256:
+        raise UserError(f"{source} has sha256 {found.digest}, not {sha256} as the params say")
+    ours = checkpoint.metadata(source) if found.kind == "safetensors" else {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+    if arch is None:
+        arch = ours.get("architecture") or infer(shapes, str(source))
+    with torch.device("meta"):
+        net = build.field(arch)
+    want = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    checkpoint.check_fit(want, shapes, str(source))
+    inherited = ours.get("provenance", {}).get("budget_with_ancestors", 0)
+    about = {
+        "architecture": dict(arch),
+        "start": ours.get("start", 1.0) if ours else start,
+        "provenance": {
+            "stage": "import",
+            "source": {"sha256": found.digest, "kind": found.kind, "hints": found.hints},
+            "budget": 0,
+            "budget_with_ancestors": inherited,  # 0 if that of its training is not known
+        },
+    }
+    ordered = checkpoint.Ordered(found.tensors, list(want), dtype=torch.float32)
+    foreign.write_safetensors(target, ordered, {checkpoint.KEY: files.canonical(about)})
+    return about
+
+
+def infer(shapes: Shapes, where: str) -> dict[str, Any]:
+    """The architecture document of EDM's networks from names and shapes.
+
+    Raises:
+        UserError: if they are not those of one.
+    """
+    level = re.compile(r"model\.enc\.(\d+)x\1_block0\.norm0\.weight")
+    sides = sorted({int(at[1]) for at in map(level.fullmatch, shapes) if at}, reverse=True)
+    try:
+        stem = shapes[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"]
+        width = shapes["model.map_layer0.weight"][1]
+        adm, ncsnpp = "model.out_conv.weight" in shapes, "model.map_noise.freqs" in shapes
+        channels = width // 2 if ncsnpp else width
+        widths = [shapes[f"model.enc.{side}x{side}_block0.conv1.weight"][0] for side in sides]
+    except (IndexError, KeyError) as error:
+        raise UserError(
+            f"{where} holds none of EDM's networks (no {error}); allowed are NCSN++, "
+            f"DDPM++ and ADM with names such as model.enc.32x32_conv.weight"
+        ) from None
+    first = f"model.enc.{sides[0]}x{sides[0]}_block"
+    network = Network(
+        arch="adm" if adm else "ncsnpp" if ncsnpp else "ddpmpp",
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=sum(name.startswith(first) and name.endswith("norm0.weight") for name in shapes),
+        attention_resolutions=tuple(
+            side for side in sides if f"model.enc.{side}x{side}_block0.qkv.weight" in shapes
+        ),
+        augment=shapes.get("model.map_augment.weight", (0, 0))[1],
+        conditional="model.map_label.weight" in shapes,
+        precond="edm",
+        sigma_data=0.5,
+    )
+    classes = shapes.get("model.map_label.weight", (0, 0))[1]
+    return build.architecture(network, (stem[1], sides[0], sides[0]), classes)
