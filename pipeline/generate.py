@@ -5,7 +5,9 @@ The top level stays light: spawned workers import this module again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import stage
 from rfpp_core.errors import UserError
@@ -42,42 +44,76 @@ def spec_of(k: str) -> PairSpec:
     )
 
 
-def asked(spec: PairSpec, n: int) -> dict[str, Any]:
-    """The identity and n: all that DVC will record with the result."""
-    return {**spec.identity, "n": n}
+class Order(NamedTuple):
+    """A set of pairs to be made: what determines them, how many, by which task of which workers,
+    and where they go."""
+
+    spec: PairSpec
+    n: int
+    task: str  # "module:function" of (store, *arguments, shard)
+    arguments: tuple[str, ...]
+    target: Path
+
+    def asked(self) -> dict[str, Any]:
+        """The identity and n: all that DVC will record with the result."""
+        return {**self.spec.identity, "n": self.n}
+
+
+def order(k: str) -> Order:
+    """The pairs of a round."""
+    from pipeline import reflow
+    from rfpp_core import params
+
+    config = params.load()
+    teacher = str(reflow.teacher_path(config, k).resolve())
+    return Order(
+        spec_of(k),
+        config.generate.n,
+        "pipeline.shards:make_shard",
+        (teacher,),
+        reflow.pairs_path(k),
+    )
 
 
 def run(k: str) -> None:
+    make(lambda: order(k))
+
+
+def make(ask: Callable[[], Order]) -> None:
+    """Makes the missing shards of an order, which is asked for again before publishing.
+
+    Raises:
+        UserError: if shards fail, if the code would make other pairs than those kept, or if what
+            was asked for changed meanwhile.
+    """
     from pipeline import devices
 
     devices.quiet_resource_tracker()
-    from pipeline import reflow
-    from rfpp_core import params
     from rfpp_core.pairs import PairStore
 
-    config = params.load()
-    n, teacher = config.generate.n, str(reflow.teacher_path(config, k).resolve())
-    spec = spec_of(k)
-    with stage.staging("pairs", spec.identity) as work:
-        store = PairStore.create(work.path / "pairs.zarr", spec, n)
+    given = ask()
+    with stage.staging("pairs", given.spec.identity) as work:
+        store = PairStore.create(work.path / "pairs.zarr", given.spec, given.n)
         drop_damaged(store)
-        kept = [shard for shard in store.committed() if shard * spec.shard < n]
-        missing = [shard for shard in store.missing() if shard * spec.shard < n]
+        wanted = range(-(-given.n // given.spec.shard))
+        kept = [shard for shard in store.committed() if shard in wanted]
+        missing = [shard for shard in store.missing() if shard in wanted]
         pool = devices.open_pool()
         try:
             if kept:
-                check_witness(pool, store, teacher, kept[-1], work)
+                check_witness(pool, store, given.arguments, kept[-1], work)
                 print(f"pairs: {len(kept)} of {len(kept) + len(missing)} shards kept")
             if missing:
                 from pipeline.shard_flow import make_shards
 
-                make_shards(pool, str(store.path), teacher, missing, spec.shard)
+                call = (given.task, str(store.path), *given.arguments)
+                make_shards(pool, call, missing, given.spec.shard)
         except BaseException:
             pool.close(kill=True)
             raise
         pool.close()
-        stage.confirm(asked(spec, n), asked(spec_of(k), params.load().generate.n))
-        PairStore.open(store.path).publish(reflow.pairs_path(k), n, work.adopted)
+        stage.confirm(given.asked(), ask().asked())
+        PairStore.open(store.path).publish(given.target, given.n, work.adopted)
 
 
 def drop_damaged(store: PairStore) -> None:
@@ -89,14 +125,15 @@ def drop_damaged(store: PairStore) -> None:
 
 
 def check_witness(
-    pool: Pool, store: PairStore, teacher: str, shard: int, work: stage.Staging
+    pool: Pool, store: PairStore, arguments: Sequence[str], shard: int, work: stage.Staging
 ) -> None:
     """Refuses to mix kept shards with images that the code would make otherwise today.
 
     Another machine may round a pixel otherwise; other images that ``rfpp work adopt`` accepted
     are known by the digest of this micro-batch.
     """
-    found = pool.call("pipeline.shards:witness", str(store.path), teacher, shard)
+    task = "pipeline.shards:witness"
+    found = pool.call(task, str(store.path), *arguments, shard)
     share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, TOLERATED_LEVELS)
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
         return

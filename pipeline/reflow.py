@@ -56,7 +56,7 @@ def job(k: str) -> training.Job:
 
 def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config, store = params.load(), PairStore.open(pairs_path(k))
-    images, labels = store.read_all()
+    images, labels, _ = store.read_all()
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None

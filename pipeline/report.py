@@ -40,7 +40,7 @@ LABELS = ("", "to held-out", "KID", "precision", "recall")  # of metrics.columns
 
 def run() -> None:
     config = params.load()
-    flows = ["flow1", *(f"flow{k}" for k in sorted(config.rounds, key=int))]
+    flows = config.flows
     building = REPORT.with_name(".report.partial")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -81,7 +81,7 @@ def run() -> None:
 
 
 def _summary(config: params.Params, metrics: dict[str, Any]) -> str:
-    last = f"flow{max(config.rounds, key=int)}" if config.rounds else "flow1"
+    last = config.flows[-1]
     name = DISTANCES[config.features.nets[0]]
     fd, many = metrics[last][name], f"nfe{config.evaluate.teacher_nfe}"
     floor, teacher = fd["floor"], metrics["flow1"][name]
@@ -248,7 +248,8 @@ def _plot_times(path: Path, config: params.Params) -> None:
     figure, axes = _axes((6, 3.4))
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     trained = [("flow1", config.pretrain)] if config.pretrain.source == "train" else []
-    for name, section in (*trained, ("reflow", config.reflow)):
+    later = [("finetune", config.finetune)] if config.finetunes else []
+    for name, section in (*trained, ("reflow", config.reflow), *later):
         t = build.time_law(section.times)(u).numpy()
         axes.hist(t, bins=np.linspace(0, 1, 61), density=True, histtype="step",
                   label=f"{name}: {section.times.law}")  # fmt: skip

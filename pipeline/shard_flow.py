@@ -31,8 +31,9 @@ from rfpp_core.errors import UserError
 START_SECONDS = 180.0
 
 
-def make_shards(pool: Pool, store: str, teacher: str, shards: list[int], size: int) -> None:
-    """Makes all the shards; those that succeed are kept whatever becomes of the others.
+def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> None:
+    """Makes all the shards by ``call``, a task and its first arguments; those that succeed are
+    kept whatever becomes of the others.
 
     Raises:
         UserError: naming the shards that failed after their retries.
@@ -41,10 +42,10 @@ def make_shards(pool: Pool, store: str, teacher: str, shards: list[int], size: i
     _settings(home)
     if not os.environ.get("PREFECT_API_URL"):
         os.environ["PREFECT_API_URL"] = _start_server(home)
-    _flow(pool, store, teacher, shards, size)
+    _flow(pool, call, shards, size)
 
 
-def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) -> None:
+def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> None:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -69,9 +70,7 @@ def _flow(pool: Pool, store: str, teacher: str, shards: list[int], size: int) ->
     )
     def shard_task(shard: int) -> int:
         try:
-            done: int = pool.call(
-                "pipeline.shards:make_shard", store, teacher, shard, timeout=timeout
-            )
+            done: int = pool.call(*call, shard, timeout=timeout)
         except Closed:
             raise
         except Exception as error:

@@ -6,18 +6,20 @@ Plain functions of plain arguments; the teacher stays loaded between calls.  No 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from rfpp_core import build, runtime
+from rfpp_core import build, data, runtime
 from rfpp_core.errors import UserError
-from rfpp_core.pairs import PairSpec, PairStore
-from rfpp_core.pixels import to_uint8
+from rfpp_core.pairs import Pairs, PairSpec, PairStore
+from rfpp_core.pixels import to_float, to_uint8
 from rfpp_core.sampling import Flow, Recipe, draw, threads_for
-from rfpp_core.zarr_io import digest_of
 
 
 def make_shard(store_path: str, teacher: str, shard: int) -> int:
@@ -30,48 +32,98 @@ def make_shard(store_path: str, teacher: str, shard: int) -> int:
     spec, flow = store.spec, _teacher(teacher)
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is not the teacher of {store_path} any more")
-    start = shard * spec.shard
-    starts = range(start, start + spec.shard, spec.micro_batch)
-    images = runtime.map_exact(
-        lambda first: micro_batch(flow, spec, first), starts, threads_for(flow.device)
-    )
-    y = spec.y(spec.index(start, start + spec.shard))
-    labels = np.full(spec.shard, -1, np.int16) if y is None else y.numpy().astype(np.int16)
-    store.commit(shard, np.concatenate(images), labels, made_by=runtime.signature(flow.device))
+    _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
     return spec.shard
+
+
+def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> int:
+    """Sends one shard of real images to noise and commits both; returns how many."""
+    store = PairStore.open(Path(store_path))
+    flow, spec, real = _teacher(teacher), store.spec, _images(images)
+    if flow.digest != spec.teacher:
+        raise UserError(f"{teacher} is not the teacher of {store_path} any more")
+    _commit(store, flow, shard, lambda first: inverted(flow, spec, real, first))
+    start, stop = store.span(shard)
+    return stop - start
+
+
+def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> None:
+    """Makes the micro-batches of a shard and commits them."""
+    starts = range(*store.span(shard), store.spec.micro_batch)
+    parts = runtime.map_exact(make, starts, threads_for(flow.device))
+    images, labels, noises = zip(*parts, strict=True)
+    pairs = Pairs(
+        np.concatenate(images),
+        np.concatenate(labels),
+        None if noises[0] is None else np.concatenate(noises),
+    )
+    store.commit(shard, pairs, made_by=runtime.signature(flow.device))
 
 
 class Witness(NamedTuple):
     """A kept micro-batch beside the same one made again today."""
 
-    share: float  # of pixels that differ
-    levels: float  # by how many grey levels at most
+    share: float  # of values that differ
+    levels: float  # by how much at most: grey levels, or noise in 1/255
     digest: str  # of the one made today
     same_machine: bool  # made by the same device, build of torch and instruction set
 
 
-def witness(store_path: str, teacher: str, shard: int) -> Witness:
-    """Makes the first micro-batch of a committed shard again and compares."""
+def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
+    """Makes the first micro-batch of a committed shard again and compares.
+
+    ``rest`` is the path of the real images, if it was they that were inverted, and the shard.
+    """
     store, flow = PairStore.open(Path(store_path)), _teacher(teacher)
-    spec = store.spec
-    start = shard * spec.shard
-    old, _ = store.read(start, start + spec.micro_batch)
-    new = micro_batch(flow, spec, start)
-    gap = np.abs(old.astype(np.int16) - new)
+    spec, shard = store.spec, int(rest[-1])
+    start, stop = store.span(shard)
+    old = store.read(start, min(start + spec.micro_batch, stop))
+    if spec.stored:
+        real = _images(str(rest[0]))
+        [new] = runtime.map_exact(lambda first: inverted(flow, spec, real, first), [start], 1)
+        assert old.noise is not None
+        assert new.noise is not None
+        gap = 255 * np.abs(old.noise - new.noise)
+    else:
+        [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
+        gap = np.abs(old.images.astype(np.float32) - new.images)
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
-    return Witness(float((gap > 0).mean()), float(gap.max()), digest_of(new), same)
+    return Witness(float((gap > 0).mean()), float(gap.max()), new.digest, same)
 
 
-def micro_batch(flow: Flow, spec: PairSpec, start: int) -> NDArray[np.uint8]:
-    """uint8 images (micro_batch, C, H, W) of the pairs from ``start`` on."""
-    index = spec.index(start, start + spec.micro_batch).to(flow.device)
+def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
+    """The micro-batch of pairs from ``start`` on."""
+    index = spec.index(start, start + spec.micro_batch)
     recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
-    z, y = spec.z(index), spec.y(index)
-    images = draw(flow.field, z, y, recipe, start=spec.start).x
-    return np.ascontiguousarray(to_uint8(images).cpu().numpy())
+    here = index.to(flow.device)
+    z, y = spec.z(here), spec.y(here)
+    images = to_uint8(draw(flow.field, z, y, recipe, start=spec.start).x).cpu().numpy()
+    return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
+
+
+def inverted(flow: Flow, spec: PairSpec, real: data.Images, start: int) -> Pairs:
+    """The micro-batch of real images from ``start`` on, and the noise that the flow sends to
+    them."""
+    part = slice(start, start + spec.micro_batch)
+    x = to_float(torch.from_numpy(real.images[part])).to(flow.device)
+    y = torch.from_numpy(real.labels[part]).long() if spec.classes else None
+    recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    label = None if y is None else y.to(flow.device)
+    z = draw(flow.field, x, label, recipe, backwards=True, start=spec.start).x
+    noise = np.ascontiguousarray(z.float().cpu().numpy())
+    return Pairs(real.images[part], _labels(y, len(noise)), noise)
+
+
+def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
+    return np.full(n, -1, np.int16) if y is None else y.numpy().astype(np.int16)
 
 
 @functools.lru_cache(maxsize=1)
 def _teacher(path: str) -> Flow:
     runtime.exact()
     return build.load_flow(path, runtime.device())
+
+
+@functools.lru_cache(maxsize=1)
+def _images(path: str) -> data.Images:
+    return data.read(Path(path), "train")

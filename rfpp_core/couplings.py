@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from rfpp_core.flow import like
 from rfpp_core.noise import Draws, normal
+from rfpp_core.pixels import to_float
 
 
 class Batch(NamedTuple):
@@ -37,6 +40,47 @@ class Coupling(Protocol):
 def independent(batch: Batch, draws: Draws) -> Coupled:
     """Fresh noise at every step: the coupling of a first flow."""
     return Coupled(batch.x, draws.normal("coupling", tuple(batch.x.shape[1:])), batch.y)
+
+
+def stored(noise: Tensor) -> Coupling:
+    """The pairs of a store that holds its noise: float32 (N, C, H, W)."""
+
+    def pair(batch: Batch, draws: Draws) -> Coupled:
+        z = noise[batch.position.to(noise.device)].to(batch.x)
+        return Coupled(batch.x, z, batch.y)
+
+    return pair
+
+
+def mixed(real: Coupling, images: Tensor, labels: Tensor | None, p: float, seed: int) -> Coupling:
+    """Each sample is, with probability p, one of a store's seeded pairs instead of a real one.
+
+    Config G of RF++ (arXiv 2405.20320) trains on (real image, inverted noise); p is the
+    share of (synthetic image, real noise).
+
+    Args:
+        real: coupling of the batch.
+        images: uint8 (N, C, H, W) of the seeded pairs.
+        labels: int64 (N,) or None.
+        p: in [0, 1].
+        seed: that of the pairs.
+    """
+    if not p:
+        return real
+
+    def pair(batch: Batch, draws: Draws) -> Coupled:
+        x, z, y = real(batch, draws)
+        chosen = draws.uniform("mix") < p
+        position = (draws.uniform("mix position") * len(images)).long()
+        other = to_float(images[position.to(images.device)].to(x.device))
+        other_z = normal(seed, position, tuple(x.shape[1:]))
+        if y is not None and labels is not None:
+            y = torch.where(chosen, labels[position.to(labels.device)].to(y), y)
+        return Coupled(
+            torch.where(like(chosen, x), other, x), torch.where(like(chosen, x), other_z, z), y
+        )
+
+    return pair
 
 
 def seeded(seed: int) -> Coupling:

@@ -37,6 +37,12 @@ def about(path: Path) -> dict[str, Any]:
     return attrs
 
 
+def count(path: Path, part: Split) -> int:
+    """How many images a split has."""
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    return int(group["images"].shape[0])
+
+
 def read(path: Path, part: Split) -> Images:
     """One split of an image store, whole, in memory."""
     group: Any = open_group(path, "dvc repro prepare")[part]

@@ -1,10 +1,10 @@
 """Weights from elsewhere, read as data: nothing in a foreign file is imported, called or run.
 
-The content tells the kind: a state dict of ``torch.save`` (read by torch's weights-only reader),
-an NVlabs pickle (by the machine below) or safetensors.  The machine makes plain containers,
-numbers, text and records.  An allowed name becomes the only callable there is, ``_make`` with that
-name, which knows its arguments.  Sizes that a pickle claims are checked against the file.  Tensors
-stay records of their place in it until they are asked for: memory is needed for one at a time.
+The content tells the kind: a state dict of ``torch.save``, for torch's weights-only reader, an
+NVlabs pickle, for the machine below, or safetensors.  The machine makes containers, numbers, text
+and records; an allowed name becomes the only callable there is, ``_make`` with that name, which
+knows its arguments.  Sizes that a pickle claims are checked against the file.  Its tensors stay
+records of their place in the file until they are asked for, so memory is needed for one or two.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ PLAIN = """PROTO STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOA
 BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 # Far beyond any network, yet too little for a hostile file to hurt with.
 LONGEST, MOST_READS, MOST_STEPS, DEEPEST, HEAD = 1 << 24, 1 << 20, 1 << 15, 1000, 4096
-LARGER = "is larger or deeper inside than any network; get it again from someone you trust"
 
 
 class Foreign(NamedTuple):
@@ -87,8 +86,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[s
         with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, *_ in entries:
-                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
+                flat = tensors[name].detach().cpu().contiguous()
+                file.write(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data)
 
     files.write_atomic(path, fill)
 
@@ -149,8 +148,8 @@ def _reason(error: Exception) -> str:
     said = str(error).rpartition("WeightsUnpickler error: ")[2]
     if name := re.search(r"(?:GLOBAL|function) (\S+)", said):
         return f"refuses {name[1]}: only tensors are read, nothing is run; save a plain state dict"
-    return (f"is damaged or no checkpoint ({type(error).__name__}: {said[:100]}); allowed are state "
-            "dicts, NVlabs pickles and safetensors; fetch it again")  # fmt: skip
+    return (f"is damaged or no checkpoint ({type(error).__name__}: {said[:100]}); allowed are "
+            "state dicts, NVlabs pickles and safetensors; fetch it again")  # fmt: skip
 
 
 class _View(NamedTuple):
@@ -161,9 +160,8 @@ class _View(NamedTuple):
 
     def read(self, path: Path) -> Tensor:
         form, size = self.form, self.form.untyped_storage().nbytes()
-        data = torch.from_numpy(np.fromfile(path, np.uint8, size, offset=self.start))
-        empty = torch.empty(0, dtype=form.dtype)
-        return empty.set_(data.untyped_storage(), 0, form.size(), form.stride())
+        data = torch.from_numpy(np.fromfile(path, "u1", size, offset=self.start)).untyped_storage()
+        return torch.empty(0, dtype=form.dtype).set_(data, 0, form.size(), form.stride())
 
 
 class _File(io.FileIO):
@@ -175,13 +173,13 @@ class _File(io.FileIO):
         """Passes over bytes; on the stack, this slice of the file stands for them."""
         at, end = self.tell(), self.limit or os.fstat(self.fileno()).st_size
         if size > end - at:
-            raise UserError(f"is cut short or hostile: {size} bytes claimed at {at} of {end}")
+            raise UserError(f"is cut short ({size} bytes at {at}, {end} in all); fetch it again")
         return slice(at, self.seek(at + size))
 
     def read(self, size: int | None = None) -> bytes:
         self.reads += 1
         if size is None or size > LONGEST or self.reads > MOST_READS:
-            raise UserError(LARGER)
+            _refuse("content longer than any network's")
         return os.pread(self.fileno(), size, self.take(size).start)
 
     def storage(self, start: int, stop: int) -> _View:
@@ -191,21 +189,19 @@ class _File(io.FileIO):
             _refuse("builtins.bytearray or an archive in a storage")
         self.limit = min(self.seek(start) + HEAD, stop)  # so that all but the elements is in head
         found = torch.load(self, "cpu", weights_only=True)
-        end, self.limit = self.tell(), self.seek(back) * 0
+        end, self.limit = self.tell(), 0
+        self.seek(back)
         if type(found) is not torch.storage.TypedStorage or end > stop:
             _refuse("a storage that is none")
-        size = found._untyped_storage.nbytes()
-        form = torch.empty(size // found.dtype.itemsize, dtype=found.dtype, device="meta")
-        return _View(end - size, form)
+        form = torch.empty(0, dtype=found.dtype).set_(found._untyped_storage).to("meta")
+        return _View(end - form.nbytes, form)
 
 
 def _make(file: _File, name: str, *arguments: Any) -> Any:
     """What an allowed name makes of its arguments; what has no case here is refused."""
     match name.rpartition(".")[2], arguments:
-        case "OrderedDict", ():
-            return {}
-        case "ModuleDict", ():
-            return SimpleNamespace(name="ModuleDict", state={})
+        case "OrderedDict" | "ModuleDict" as kind, ():
+            return {} if kind == "OrderedDict" else SimpleNamespace(name=kind, state={})
         case "_reconstruct_persistent_obj", ({"type": "class", "version": 6} as meta,):
             return SimpleNamespace(name=meta["class_name"], state=meta["state"])
         case "_rebuild_parameter", (_View() as view, _, _):
@@ -238,7 +234,7 @@ class _Machine(pickle._Unpickler):
 
     def mark(self: Any) -> None:
         if len(self.metastack) == DEEPEST:
-            raise UserError(LARGER)
+            _refuse("marks deeper than any network's")
         BASE["MARK"](self)
 
     def build(self: Any) -> None:
@@ -256,8 +252,7 @@ class _Machine(pickle._Unpickler):
         self.append([self.stack.pop() for _ in range(count)][::-1])
 
 
-CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
-BASE: dict[str, Any] = {name: pickle._Unpickler.dispatch[code] for name, code in CODES.items()}
+BASE = {op.name: pickle._Unpickler.dispatch[ord(op.code)] for op in pickletools.opcodes}
 OWN: dict[str, Any] = {
     # a frame is a hint to read ahead: it must fit, and is not followed
     "FRAME": lambda m: m.file.seek(m.file.take(int.from_bytes(m.read(8), "little")).start),
@@ -266,8 +261,8 @@ OWN: dict[str, Any] = {
     **{f"TUPLE{n}": partial(_Machine.row, count=n) for n in (1, 2, 3)},
     **{name: partial(_Machine.span, width=width) for name, width in BYTES.items()},
     **{name: BASE[name] for name in PLAIN.split()}}  # fmt: skip
-_Machine.dispatch = {code: OWN.get(name, partial(_refuse, f"the opcode {name}"))
-                     for name, code in CODES.items()}  # fmt: skip
+_Machine.dispatch = {ord(op.code): OWN.get(op.name, partial(_refuse, f"the opcode {op.name}"))
+                     for op in pickletools.opcodes}  # fmt: skip
 
 
 def _walk(top: SimpleNamespace) -> dict[str, _View]:
@@ -276,15 +271,14 @@ def _walk(top: SimpleNamespace) -> dict[str, _View]:
     todo, steps = [("", top.state)], 0
     while todo:
         prefix, state = todo.pop()
-        own, modules = state.get("_parameters", {}), state.get("_modules", {})
-        buffers, hidden = state.get("_buffers", {}), state.get("_non_persistent_buffers_set", ())
-        names = [prefix, *own, *buffers, *modules]
-        steps += len(names)
-        if steps > MOST_STEPS or max(map(len, names)) > DEEPEST:
-            raise UserError(LARGER)
+        own, buffers = state.get("_parameters", {}), state.get("_buffers", {})
+        inner, hidden = state.get("_modules", {}), {*state.get("_non_persistent_buffers_set", ())}
+        names = [prefix, *own, *buffers, *inner, *hidden]
+        if (steps := steps + len(names)) > MOST_STEPS or max(map(len, names)) > DEEPEST:
+            _refuse("modules larger or deeper than any network's")
         own = own | {name: view for name, view in buffers.items() if name not in hidden}
         found |= {f"{prefix}{name}": view for name, view in own.items() if view is not None}
-        todo += [(f"{prefix}{k}.", m.state) for k, m in reversed(modules.items()) if m is not None]
+        todo += [(f"{prefix}{k}.", m.state) for k, m in reversed(inner.items()) if m is not None]
     return found
 
 

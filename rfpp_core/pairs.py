@@ -3,12 +3,13 @@
     zarr.json            the PairSpec: what determines the pairs
     images/              uint8 (n, C, H, W), one file a shard
     labels/              int16 (n,), -1 where there is no label
+    noise/               float32 (n, C, H, W), only where noise has no seed (inverted images)
     commits/000000.json  marker of shard 0: digests of its files and content, its noise witness
 
 A shard exists when its marker exists, and a marker implies durable, verified data: the shard is
 written whole, synced and digested before its marker is renamed into place.  Zarr reads missing or
-empty shards as silent zeros, so readers go by markers only.  Noise is not stored: pair i's is a
-pure function of (seed, i).  ``n`` is a prefix: a larger store begins with the same shards.
+empty shards as silent zeros, so readers go by markers only.  Noise is not stored where pair i's is
+a pure function of (seed, i).  ``n`` is a prefix: a larger store begins with the same shards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +34,15 @@ from rfpp_core.errors import UserError
 from rfpp_core.zarr_io import create_array, digest_of, open_group
 
 FORMAT = 1
+FREE = ("start", "source", "noise_kind")  # of the spec's fields with a default
 
 
 @dataclass(frozen=True)
 class PairSpec:
     """What determines the pairs of a store, and nothing else.
 
-    ``n`` is not part of it.  ``teacher`` is the digest of its weights and architecture.
+    ``n`` is not part of it.  ``teacher`` is the digest of its weights and architecture; ``source``
+    that of the images, where they are not the teacher's own.
     """
 
     teacher: str
@@ -53,8 +56,9 @@ class PairSpec:
     micro_batch: int
     shard: int
     start: float = 1.0  # first time; the state there is start z
+    source: str = ""
+    noise_kind: Literal["seeded", "stored"] = "seeded"
     noise: str = noise.SCHEME
-    noise_kind: str = "seeded"
     space: str = "pixel"
     dtype: str = "uint8"
     scale: str = "x = q / 127.5 - 1"
@@ -77,10 +81,32 @@ class PairSpec:
         """Labels of the pairs ``index``: int64 (B,), or None without classes."""
         return noise.labels(self.seed, index, self.classes) if self.classes else None
 
+    @property
+    def stored(self) -> bool:
+        """Whether the store holds the noise."""
+        return self.noise_kind == "stored"
+
     def witness(self, shard: int) -> str:
-        """sha256 of the noise of a shard's first pair, float32 bytes."""
+        """sha256 of the noise of a shard's first pair, float32 bytes; empty for stored noise,
+        which the digest of the pairs covers."""
+        if self.stored:
+            return ""
         z = self.z(torch.tensor([shard * self.shard], dtype=torch.int64))
         return hashlib.sha256(z.numpy().tobytes()).hexdigest()
+
+
+class Pairs(NamedTuple):
+    """uint8 images (B, C, H, W), int16 labels (B,), and float32 noise like the images, or None
+    where a seed gives it."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int16]
+    noise: NDArray[np.float32] | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the content."""
+        return digest_of(*(part for part in self if part is not None))
 
 
 class PairStore:
@@ -93,6 +119,8 @@ class PairStore:
     def create(cls, path: Path, spec: PairSpec, n: int) -> PairStore:
         """Makes a store of n pairs, or opens one made by the same spec and lets it grow to n.
 
+        A store that grows must end in a whole shard.
+
         Raises:
             UserError: if ``path`` holds pairs of another spec.
         """
@@ -100,7 +128,7 @@ class PairStore:
             store = cls.open(path)
             if store.spec != spec:
                 raise UserError(f"{path} holds other pairs: {_differences(store.spec, spec)}")
-            if store.n < n:
+            if store.n < n and store.n % spec.shard == 0:
                 _grow(path, n)
             return cls.open(path)
         building = path.with_name(f".{path.name}.building")
@@ -109,6 +137,9 @@ class PairStore:
         chunk = next(c for c in range(min(1000, spec.shard), 0, -1) if spec.shard % c == 0)
         create_array(group, "images", (n, *spec.shape), "uint8", chunk, spec.shard)
         create_array(group, "labels", (n,), "int16", spec.shard, None)
+        if spec.stored:
+            part = next(c for c in range(min(100, spec.shard), 0, -1) if spec.shard % c == 0)
+            create_array(group, "noise", (n, *spec.shape), "float32", part, spec.shard)
         group.attrs["rfpp"] = spec.identity
         (building / "commits").mkdir()
         for meta in (*building.rglob("zarr.json"), building / "commits", building):
@@ -131,7 +162,7 @@ class PairStore:
         except ValidationError:
             raise UserError(f"{path} is not a pair store of this version") from None
         fixed = {f.name: f.default for f in fields(PairSpec)
-                 if f.default is not MISSING and f.name != "start"}  # fmt: skip
+                 if f.default is not MISSING and f.name not in FREE}  # fmt: skip
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
         store = cls(path, group, spec)
@@ -147,7 +178,12 @@ class PairStore:
 
     @property
     def shards(self) -> int:
-        return self.n // self.spec.shard
+        return -(-self.n // self.spec.shard)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First pair of a shard, and one past its last; the last shard may be short."""
+        start = shard * self.spec.shard
+        return start, min(start + self.spec.shard, self.n)
 
     @property
     def _images(self) -> Any:
@@ -176,23 +212,20 @@ class PairStore:
             raise UserError(f"{path} is damaged; delete it and run `dvc repro` again") from None
         return dict(marker)
 
-    def commit(
-        self, shard: int, images: NDArray[np.uint8], labels: NDArray[np.int16], **about: Any
-    ) -> None:
+    def commit(self, shard: int, pairs: Pairs, **about: Any) -> None:
         """Writes one whole shard durably, then its marker.
 
         Args:
             shard: which one.
-            images: uint8 (shard size, C, H, W).
-            labels: int16 (shard size,), -1 where there is none.
+            pairs: as many as its span, with noise where the store holds it.
             about: what to record beside the digests (device, torch version).
         """
-        start = shard * self.spec.shard
-        stop = start + self.spec.shard
+        start, stop = self.span(shard)
         group = zarr.open_group(self.path, mode="r+", zarr_format=3)
-        for name, data in (("images", images), ("labels", labels)):
-            array: Any = group[name]
-            array[start:stop] = data
+        for name, part in pairs._asdict().items():
+            if part is not None:
+                array: Any = group[name]
+                array[start:stop] = part
         paths = self.shard_files(shard)
         for path in paths:
             files.sync(path)
@@ -204,14 +237,14 @@ class PairStore:
             "start": start,
             "stop": stop,
             "files": {str(p.relative_to(self.path)): files.sha256(p) for p in paths},
-            "pairs_sha256": digest_of(images, labels),
+            "pairs_sha256": pairs.digest,
             "noise_witness": self.spec.witness(shard),
         }
         text = files.canonical(marker)
         files.write_atomic(self._marker_path(shard), lambda path: path.write_text(text))
 
-    def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-        """Images and labels of the pairs [start, stop), all of which must be committed.
+    def read(self, start: int, stop: int) -> Pairs:
+        """The pairs [start, stop), all of which must be committed.
 
         Raises:
             UserError: if a shard of the range is missing or damaged.
@@ -220,35 +253,39 @@ class PairStore:
         lost = set(range(start // size, -(-stop // size))) - set(self.committed())
         if lost:
             raise UserError(f"{self.path}: shard {min(lost)} is not there; `dvc repro` makes it")
-        labels: Any = self.group["labels"]
+        arrays: list[Any] = [self.group[name] for name in self._names]
         try:
-            return self._images[start:stop], labels[start:stop]
+            found = [array[start:stop] for array in arrays]
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{self.path}: pairs {start} to {stop} are damaged ({error}); "
                             f"`rfpp pairs verify` names the shard") from None  # fmt: skip
+        return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
 
-    def each_shard(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int16]]]:
-        """Yields (shard, images, labels) of every shard in order; one shard in memory.
+    def each_shard(self) -> Iterator[tuple[int, Pairs]]:
+        """Yields (shard, pairs) of every shard in order; one shard in memory.
 
         Raises:
             UserError: if a shard is missing or is not what was committed (zarr reads an empty
                 file as zeros).
         """
         for k in range(self.shards):
-            images, labels = self.read(k * self.spec.shard, (k + 1) * self.spec.shard)
-            if digest_of(images, labels) != self.marker(k)["pairs_sha256"]:
+            pairs = self.read(*self.span(k))
+            if pairs.digest != self.marker(k)["pairs_sha256"]:
                 raise UserError(f"{self.path}: shard {k} is not what was committed; run "
                                 f"`dvc repro` after `rfpp pairs verify {self.path}`")  # fmt: skip
-            yield k, images, labels
+            yield k, pairs
 
-    def read_all(self) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-        """Images and labels of every pair, each shard checked against its marker."""
+    def read_all(self) -> Pairs:
+        """Every pair, each shard checked against its marker."""
         images = np.empty((self.n, *self.spec.shape), np.uint8)
         labels = np.empty(self.n, np.int16)
-        for k, x, y in self.each_shard():
-            start = k * self.spec.shard
-            images[start : start + len(x)], labels[start : start + len(y)] = x, y
-        return images, labels
+        noise = np.empty((self.n, *self.spec.shape), np.float32) if self.spec.stored else None
+        for k, pairs in self.each_shard():
+            here = slice(*self.span(k))
+            images[here], labels[here] = pairs.images, pairs.labels
+            if noise is not None:
+                noise[here] = pairs.noise
+        return Pairs(images, labels, noise)
 
     def digest(self, decode: bool = True) -> str:
         """sha256 over spec and decoded content, whoever made the shards in whatever order.
@@ -304,8 +341,9 @@ class PairStore:
         total = count = squares = 0.0
         for k in self.committed():
             wrong += self._verify_shard(k)
-            start = k * self.spec.shard
-            z = self.spec.z(self.spec.index(start, start + self.spec.shard)).double()
+            if self.spec.stored:  # whose law is not the prior's; the digest covers it
+                continue
+            z = self.spec.z(self.spec.index(*self.span(k))).double()
             keys = {row.tobytes() for row in z.flatten(1).float().numpy()[:, :8]}
             if len(keys) < len(z) or keys & seen:
                 wrong.append(f"shard {k} repeats a noise")
@@ -320,11 +358,10 @@ class PairStore:
         return wrong
 
     def _verify_shard(self, k: int) -> list[str]:
-        size = self.spec.shard
         try:
             if wrong := self.damage(k):
                 return [f"shard {k}: {wrong}"]
-            if digest_of(*self.read(k * size, (k + 1) * size)) != self.marker(k)["pairs_sha256"]:
+            if self.read(*self.span(k)).digest != self.marker(k)["pairs_sha256"]:
                 return [f"shard {k}: its pairs are not those committed"]
         except UserError as error:
             return [f"shard {k}: {error}"]
@@ -352,10 +389,15 @@ class PairStore:
             zarr.open_group(building, mode="r+").attrs["adopted"] = list(adopted)
         files.replace_tree(building, target)
 
-    def shard_files(self, shard: int) -> tuple[Path, Path]:
-        """Where Zarr keeps a shard's images and labels."""
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("images", "labels", "noise") if self.spec.stored else ("images", "labels")
+
+    def shard_files(self, shard: int) -> tuple[Path, ...]:
+        """Where Zarr keeps a shard's images and labels, and its noise if it is stored."""
         zeros = "/0" * len(self.spec.shape)
-        return self.path / f"images/c/{shard}{zeros}", self.path / f"labels/c/{shard}"
+        return tuple(self.path / f"{name}/c/{shard}{'' if name == 'labels' else zeros}"
+                     for name in self._names)  # fmt: skip
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"
@@ -363,7 +405,8 @@ class PairStore:
 
 def _grow(path: Path, n: int) -> None:
     """Raises the pair count in the arrays' metadata; no data moves."""
-    for name in ("labels", "images"):  # n is read from images: a kill between the two is harmless
+    names = [name for name in ("noise", "labels", "images") if (path / name).exists()]
+    for name in names:  # n is read from images: a kill between the two is harmless
         file = path / name / "zarr.json"
         meta = json.loads(file.read_text())
         meta["shape"][0] = n

@@ -161,6 +161,39 @@ class Reflow(Training):
     init: Literal["teacher", "scratch"] = "teacher"
 
 
+class Invert(Section):
+    """Real images sent to noise by a teacher: pairs whose noise is stored (RF++, config G)."""
+
+    shard: Positive = 1000
+    micro_batch: Positive = 250
+    solver: SolverName = "heun"
+    nfe: Positive = 128
+    grid: Literal["uniform", "karras"] = "uniform"
+
+    @model_validator(mode="after")
+    def whole_micro_batches(self) -> Invert:
+        if self.shard % self.micro_batch:
+            raise ValueError(f"shard ({self.shard}) must be a multiple of micro_batch "
+                             f"({self.micro_batch})")  # fmt: skip
+        if self.solver.startswith("anchored"):
+            raise ValueError("the anchored update has no inverse; take heun or midpoint")
+        return self
+
+
+class Finetune(Training):
+    """Training on inverted real images; ``mix`` is the share of a round's own pairs."""
+
+    mix: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Finetuned(Section):
+    """A flow to be fine-tuned: which teacher inverts, where it starts, whose pairs are mixed."""
+
+    teacher: FlowName
+    flow: FlowName
+    pairs: RoundName
+
+
 class Generate(Section):
     """The pairs: n of them in shards, made in index-aligned micro-batches."""
 
@@ -255,6 +288,9 @@ class Params(Section):
     generate: Generate = Generate()
     reflow: Reflow = Reflow()
     rounds: dict[RoundName, Round] = {"2": Round(teacher="flow1")}
+    invert: Invert = Invert()
+    finetune: Finetune = Finetune()
+    finetunes: dict[RoundName, Finetuned] = {}
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
@@ -280,8 +316,8 @@ class Params(Section):
         if imported and late:
             raise ValueError("generate.grid: uniform with more than 80 steps begins before an "
                              "imported EDM's first time, 80/81; take karras")  # fmt: skip
-        if self.generate.solver == "edm-heun" and not imported:
-            raise ValueError("generate.solver edm-heun integrates over sigma, which has no end at "
+        if "edm-heun" in (self.generate.solver, self.invert.solver) and not imported:
+            raise ValueError("solver edm-heun integrates over sigma, which has no end at "
                              "t = 1: it is for pretrain.source: import")  # fmt: skip
         if self.generate.solver == "edm-heun" and self.generate.nfe % 2 == 0:
             raise ValueError(f"generate.nfe is {self.generate.nfe}; edm-heun drops the last "
@@ -295,7 +331,21 @@ class Params(Section):
             if item.teacher not in flows or int(item.teacher[4:]) >= int(k):
                 raise ValueError(f"rounds.{k}.teacher is {item.teacher}; it must be an earlier "
                                  f"flow of {', '.join(sorted(flows))}")  # fmt: skip
+        for k, made in self.finetunes.items():
+            known = {f"flow{j}" for j in ("1", *self.rounds) if int(j) < int(k)}
+            if {made.teacher, made.flow} - known or made.pairs not in self.rounds:
+                raise ValueError(f"finetunes.{k} names {made.teacher}, {made.flow} and the pairs "
+                                 f"of round {made.pairs}; flows must be earlier ones of "
+                                 f"{', '.join(sorted(flows))}, rounds of "
+                                 f"{', '.join(self.rounds) or 'none'}")  # fmt: skip
+            if k in self.rounds:
+                raise ValueError(f"flow{k} is both in rounds and in finetunes; take another number")
         return self
+
+    @property
+    def flows(self) -> list[str]:
+        """Every flow of the run, in order."""
+        return [f"flow{k}" for k in sorted(("1", *self.rounds, *self.finetunes), key=int)]
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import cli, stage
 from rfpp_core import build, checkpoint
-from rfpp_core.pairs import PairStore
+from rfpp_core.pairs import Pairs, PairStore
 from tests.conftest import ROOT, SMOKE, save_tiny, spec_for, tiny_arch
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -56,7 +56,7 @@ def here(tmp_path_factory):
     store = PairStore.create(path / "pairs.zarr", spec_for(), 40)
     images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     for k in (0, 1):
-        store.commit(k, images, np.full(20, -1, np.int16))
+        store.commit(k, Pairs(images, np.full(20, -1, np.int16), None))
     return path
 
 

@@ -22,6 +22,7 @@ PLUMBING = {
     "pipeline/__init__.py", "pipeline/stage.py", "pipeline/training.py", "pipeline/devices.py",
     "pipeline/shards.py", "pipeline/shard_flow.py", "pipeline/pretrain.py",
     "pipeline/generate.py", "pipeline/reflow.py", "pipeline/perceptual_net.py",
+    "pipeline/finetune.py", "pipeline/invert.py",
 }  # fmt: skip
 TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py",
           "rfpp_core/timesteps.py", "rfpp_core/trainer.py", "rfpp_core/ema.py"}  # fmt: skip
@@ -35,13 +36,16 @@ NOT_FOR = {
     "pretrain": SAMPLES | STORE,
     "generate": TRAINS | JUDGES,
     "reflow": SAMPLES | STORE,
+    "invert": TRAINS | JUDGES - {"rfpp_core/data.py"},
+    "finetune": SAMPLES | STORE,
+    "evaluate-finetuned": TRAINS | STORE,
     "evaluate": TRAINS | STORE,
     "evaluate-flow1": TRAINS | STORE,
     "report": FIELDS
     | SAMPLES
     | TRAINS - {"rfpp_core/timesteps.py"}
     | STORE
-    | {"rfpp_core/noise.py", "rfpp_core/data.py"},
+    | {"rfpp_core/noise.py", "rfpp_core/data.py", "rfpp_core/pixels.py"},
 }
 
 

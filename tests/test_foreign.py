@@ -27,6 +27,10 @@ from rfpp_core import foreign
 from rfpp_core.errors import UserError
 
 PERSISTENT = "torch_utils.persistence"
+# torch's, about files that are refused anyway, and about making some of them
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Detected pickle protocol", "ignore:Validating sparse", "ignore:'torch.load' received",
+    "ignore:.torch.jit")  # fmt: skip
 
 
 # ---- files in the layout of NVlabs pickles, made without their code
@@ -127,14 +131,16 @@ def pickled(thing, protocol=4):
         return pickle.dumps(thing, protocol=protocol)
 
 
+def bits(tensor):
+    plain = tensor.detach().contiguous()
+    data = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
+    return tensor.dtype, tensor.shape, data
+
+
 def equal(have, want):
     assert list(have) == list(want)
     for name, tensor in want.items():
-        got = have[name]
-        assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
-        assert got.contiguous().reshape(-1).view(torch.uint8).equal(
-            tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        )
+        assert bits(have[name]) == bits(tensor), name
 
 
 # ---- what is read
@@ -206,7 +212,8 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
     tensors = Precond().state_dict()
     for dtype in foreign.DTYPES:
         tensors[str(dtype)] = torch.arange(7).to(dtype)
-    tensors["é"] = torch.ones(2, 3).t()
+    tensors |= {"é": torch.ones(2, 3).t(), "none": torch.ones(9)[::2][5:], "one": torch.tensor(1)}
+    tensors |= {"few": torch.ones(9)[::5][:1], "inside": torch.arange(9)[3:5]}
     path = tmp_path / "net.safetensors"
     foreign.write_safetensors(path, tensors, {"b": "two", "a": '"é"'})
     loaded = load_file(path)
@@ -271,11 +278,11 @@ class Big(Persistent):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures with /proc")
-@pytest.mark.parametrize("kind", ["nvlabs", "nvlabs one", "zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("kind", ["nvlabs", "zip", "legacy", "safetensors"])
 def test_an_import_holds_the_file_in_memory_at_most_once(tmp_path, kind):
-    net = Big([10 << 20] * 4 if kind != "nvlabs one" else [40 << 20])
+    net = Big([24 << 20, 8 << 20, 8 << 20])
     path = tmp_path / "big"
-    if kind.startswith("nvlabs"):
+    if kind == "nvlabs":
         nvlabs(path, net)
     elif kind == "safetensors":
         save_file(net.state_dict(), path)
@@ -327,7 +334,7 @@ def refused(path, message):
     assert line.startswith(str(path))
     assert line.isprintable()
     assert len(line) < 700
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
 def command(canary):
@@ -344,9 +351,8 @@ MALICIOUS = {
     "a shell by protocol 0": (lambda c: pickle.dumps(Call(os.system, command(c)), 0), SYSTEM),
     "eval": (lambda c: pickle.dumps([Call(eval, code(c))]), "builtins.eval"),
     "exec in protocol 2": (lambda c: pickle.dumps(Call(exec, code(c)), 2), "__builtin__.exec"),
-    "getattr": (
-        lambda c: pickle.dumps(Call(getattr, Call(__import__, "os"), "system")), "builtins.getattr",
-    ),
+    "getattr": (lambda c: pickle.dumps(Call(getattr, Call(__import__, "os"), "system")),
+                "builtins.getattr"),
     "an import": (lambda c: b"\x80\x02ccanary_of_foreign\nthing\n.", "canary_of_foreign.thing"),
     "an import of the top": (
         lambda c: b"\x80\x04" + text("canary_of_foreign") + text("") + b"\x93.",
@@ -447,10 +453,10 @@ def test_a_malicious_storage_is_refused_by_name(tmp_path):
         (storage_head(call), SYSTEM),
         (pickle.dumps(call, 2), SYSTEM),
         (storage_head(call, 4), ""),
-        (storage_head(0)[:-4] + claim(1, "posix system"), SYSTEM),
+        (storage_head(0)[: -len(pickle.dumps(0, 2))] + claim(1, "posix system"), SYSTEM),
         (storage_head(Call(bytearray, 1 << 40)), "builtins.bytearray"),
         (storage_head(Call(os.system, "#" * 9000)), SYSTEM),
-        (storage_head("#" * 9000), "cut short or hostile"),
+        (storage_head("#" * 9000), "cut short"),
         (storage_head([]) + pickle.dumps([], 2), "a storage that is none"),
         (storage_head(torch.Size([1])), ""),
         ((tmp_path / "evil.zip").read_bytes(), "an archive in a storage"),
@@ -479,20 +485,32 @@ def test_a_storage_cannot_claim_more_than_there_is(tmp_path, numel):
     b"\x8b" + struct.pack("<i", (1 << 31) - 1),  # LONG4
     b"\x8b" + struct.pack("<i", -1),
     b"T" + struct.pack("<i", (1 << 31) - 1),  # BINSTRING
-    b"(" * 1_000_000,
+    b"(" * 100_000,
     b"(" * 2000 + b"t" * 2000,
     b"r\xff\xff\xff\xff",  # LONG_BINPUT on nothing
-    b"I" + b"9" * 1_000_000 + b"\n",
-    b"c" + b"x" * 1_000_000,
-    b"]" * 4_000_000,
+    b"I" + b"9" * 10_000 + b"\n",
+    b"c" + b"x" * 10_000,
 ])  # fmt: skip
 def test_a_claim_of_size_or_depth_is_refused_before_it_is_met(tmp_path, opcode):
     refused(put(tmp_path / "bad.pkl", b"\x80\x04" + opcode), "")
 
 
-def test_a_deep_key_does_not_reach_the_stack_of_c(tmp_path):
-    key = b")" + b"\x85" * 300_000
-    refused(put(tmp_path / "bad.pkl", b"\x80\x04}" + key + b"K\x01s."), "unhashable")
+def test_an_endless_pickle_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "MOST_READS", 10_000)
+    refused(put(tmp_path / "bad.pkl", b"\x80\x04" + b"]" * 20_000), "longer than any network's")
+    monkeypatch.setattr(foreign, "LONGEST", 100)
+    refused(put(tmp_path / "bad.pkl", b"\x80\x04" + text("x" * 200)), "longer than any network's")
+
+
+def test_depth_does_not_reach_the_stack_of_c(tmp_path):
+    key = b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s."
+    with pytest.raises(UserError, match="unhashable"):
+        foreign.read(put(tmp_path / "key.pkl", key))
+    chain = (
+        b"N" + b"r\0\0\0\0ctorch.nn.modules.container\nModuleDict\n)\x81}K\0j\0\0\0\0sb" * 5_000
+    )
+    with pytest.raises(UserError, match="unknown layout"):
+        foreign.read(put(tmp_path / "chain.pkl", b"\x80\x04" + chain + b"."))
 
 
 def typed(tensor):
@@ -581,7 +599,7 @@ def test_a_pickle_of_unknown_layout_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("meta", [
-    {"version": 7}, {"type": "function"}, {"state": None}, {"class_name": [1]}, {"version": [6]},
+    {"version": 7}, {"type": "function"}, {"state": None}, {"state": [1]}, {"version": [6]},
 ])  # fmt: skip
 def test_a_persistent_object_of_another_version_is_refused(tmp_path, meta):
     class Other(Precond):
@@ -589,10 +607,7 @@ def test_a_persistent_object_of_another_version_is_refused(tmp_path, meta):
             return super().meta() | meta
 
     path = put(tmp_path / "bad.pkl", pickled({"ema": Other()}))
-    if "class_name" in meta:
-        assert "class_name" not in foreign.read(path).hints or True
-    else:
-        refused(path, "")
+    refused(path, "")
 
 
 # ---- state dicts and safetensors that are not
@@ -627,7 +642,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", [
     b"", b"\0", b"PK", b"PK\x03\x04" + b"\0" * 100, b"hello", b"\xff" * 300, b"\x80\x02.", b"\x80",
     b"\x80\x04N.", b"\x02\0\0\0\0\0\0\0{}", b"\x64\0\0\0\0\0\0\0{" + b" " * 99, b"{" * 20,
-    pickle.dumps(torch.serialization.MAGIC_NUMBER, 2), b"<html></html>", b"version https://git-lfs",
+    pickle.dumps(torch.serialization.MAGIC_NUMBER, 2), b"<html></html>", b"version https",
 ])  # fmt: skip
 def test_garbage_is_one_clear_line(tmp_path, content):
     refused(put(tmp_path / "bad.pth", content), "")
@@ -666,7 +681,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, kind):
 
 def test_damage_is_an_error_of_the_user_or_none(tmp_path):
     whole, dice = nvlabs(tmp_path / "net.pkl", Precond(1, 1)).read_bytes(), random.Random(0)
-    path, read = tmp_path / "bad.pkl", 0
+    path, read, errors = tmp_path / "bad.pkl", 0, []
     for _ in range(300):
         content = bytearray(whole)
         for _ in range(dice.choice([1, 1, 2, 8])):
@@ -676,5 +691,7 @@ def test_damage_is_an_error_of_the_user_or_none(tmp_path):
             list(foreign.read(path).tensors.values())
             read += 1
         except UserError as error:
-            assert "\n" not in str(error)
-    assert 0 < read < 300
+            errors.append(str(error))
+    assert read
+    assert errors
+    assert "\n" not in "".join(errors)

@@ -6,7 +6,7 @@ import torch
 
 from rfpp_core import noise
 from rfpp_core.errors import UserError
-from rfpp_core.pairs import PairStore
+from rfpp_core.pairs import Pairs, PairStore
 from tests.conftest import spec_for
 
 RNG = np.random.default_rng(0)
@@ -16,7 +16,7 @@ NO_LABELS = np.full(20, -1, np.int16)
 
 def fill(store, shards):
     for k in shards:
-        store.commit(k, IMAGES[20 * k : 20 * k + 20], NO_LABELS, device="cpu")
+        store.commit(k, Pairs(IMAGES[20 * k : 20 * k + 20], NO_LABELS, None), device="cpu")
     return store
 
 
@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def test_what_was_committed_is_read(store):
-    images, labels = PairStore.open(store.path).read(5, 47)
+    images, labels, _ = PairStore.open(store.path).read(5, 47)
     np.testing.assert_array_equal(images, IMAGES[5:47])
     assert (labels == -1).all()
     assert store.verify() == []
@@ -39,7 +39,7 @@ def test_digest_does_not_depend_on_order(store, tmp_path):
     images = IMAGES.copy()
     images[31, 0, 0, 0] ^= 1
     for k in range(3):
-        changed.commit(k, images[20 * k : 20 * k + 20], NO_LABELS)
+        changed.commit(k, Pairs(images[20 * k : 20 * k + 20], NO_LABELS, None))
     assert changed.digest() != store.digest()
 
 
@@ -55,7 +55,7 @@ def test_a_shard_without_marker_does_not_exist(store):
 def test_black_images_are_stored_like_any_other(tmp_path):
     """Zarr leaves out chunks equal to the fill value unless told not to."""
     store = PairStore.create(tmp_path / "black.zarr", spec_for(), 20)
-    store.commit(0, np.zeros((20, 1, 8, 8), np.uint8), NO_LABELS)
+    store.commit(0, Pairs(np.zeros((20, 1, 8, 8), np.uint8), NO_LABELS, None))
     assert all(path.exists() for path in store.shard_files(0))
     assert store.verify() == []
 
@@ -109,13 +109,13 @@ def test_another_seed_is_refused_on_opening(store):
         PairStore.open(store.path)
 
 
-@pytest.mark.parametrize("change", [{"noise": "pcg64"}, {"noise_kind": "stored"}, {"format": 2}])
+@pytest.mark.parametrize("change", [{"noise": "pcg64"}, {"noise_kind": "other"}, {"format": 2}])
 def test_foreign_noise_and_formats_are_refused(store, change):
     meta = store.path / "zarr.json"
     document = json.loads(meta.read_text())
     document["attributes"]["rfpp"].update(change)
     meta.write_text(json.dumps(document))
-    with pytest.raises(UserError, match="this version reads"):
+    with pytest.raises(UserError, match="this version"):
         PairStore.open(store.path)
 
 
@@ -168,3 +168,35 @@ def test_what_is_not_a_store_is_one_clear_error(tmp_path, content):
         (path / "zarr.json").write_text(content)
     with pytest.raises(UserError):
         PairStore.open(path)
+
+
+def test_stored_noise(tmp_path):
+    """Noise that has no seed is kept as float32; the last shard may be short."""
+    spec = spec_for(noise_kind="stored", source="s" * 64)
+    noises = RNG.normal(size=(50, 1, 8, 8)).astype(np.float32)
+    labels = np.arange(50, dtype=np.int16)
+    store = PairStore.create(tmp_path / "pairs.zarr", spec, 50)
+    assert store.missing() == [0, 1, 2]
+    for k in (2, 0, 1):
+        here = slice(*store.span(k))
+        store.commit(k, Pairs(IMAGES[here], labels[here], noises[here]))
+    store.publish(tmp_path / "out.zarr", 50)
+    read = PairStore.open(tmp_path / "out.zarr")
+    assert read.digest() == store.digest()
+    for found, expected in zip(read.read_all(), (IMAGES[:50], labels, noises), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert read.verify() == []
+    changed = noises.copy()
+    changed[45, 0, 3, 3] += 1e-3
+    other = PairStore.create(tmp_path / "other.zarr", spec, 50)
+    for k in (0, 1, 2):
+        here = slice(*other.span(k))
+        other.commit(k, Pairs(IMAGES[here], labels[here], changed[here]))
+    assert other.digest() != store.digest()
+    file = read.shard_files(2)[2]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink()  # a link: the original stays whole
+    file.write_bytes(data)
+    assert "noise/c/2/0/0/0 is not what was committed" in read.verify()[0]
+    assert store.verify() == []

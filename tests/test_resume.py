@@ -79,7 +79,7 @@ def test_the_run_gave_everything(finished, tmp_path):
                  "samples/flow2/trajectory.png", "curves/flow2.csv"):  # fmt: skip
         assert (finished.path / name).stat().st_size > 0
     metrics = json.loads((finished.path / "metrics/flow2.json").read_text())
-    assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "budget",
+    assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "noise", "budget",
                             "budget_with_ancestors", "images_per_second_nfe1"}  # fmt: skip
     assert set(metrics["fd_classifier"]) == {"floor", "held_out", "nfe1", "nfe2", "nfe5"}
     steps, batch, n, nfe = 100, 64, 1200, 5
@@ -260,3 +260,20 @@ def test_conditional_with_guidance(tmp_path):
     assert out.exists()
     done = project.rfpp("sample", "--label", "10", ok=False)
     assert (done.returncode, done.stderr) == (2, "rfpp: label 10 is out of range 0..9\n")
+
+
+def test_config_g(tmp_path, finished):
+    """flow2 fine-tuned on real images that flow1 inverted, also with its own pairs mixed in."""
+    project = finished.copy(tmp_path / "project")
+    project.edit("params.yaml", "finetunes: {}",
+                 'finetunes: {"3": {teacher: flow1, flow: flow2, pairs: "2"}}')  # fmt: skip
+    project.run("dvc", "repro")
+    assert project.rfpp("pairs", "verify", "data/inverted_3.zarr").stdout.endswith("all right\n")
+    metrics = json.loads((project.path / "metrics/flow3.json").read_text())
+    assert metrics["budget"] == 1438 * 8 + 3 * 20 * 64
+    assert "flow3" in (project.path / "report/index.html").read_text()
+    pure = (project.path / "models/flow3.safetensors").read_bytes()
+    project.edit("params.yaml", "mix: 0.0", "mix: 0.5")
+    project.run("dvc", "repro", "finetune@3")
+    assert (project.path / "models/flow3.safetensors").read_bytes() != pure
+    assert results(project) == results(finished)

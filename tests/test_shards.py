@@ -54,7 +54,7 @@ def test_pairs_are_what_the_teacher_draws(tmp_path, teacher):
 
     with torch.inference_mode():
         x = solve(load_flow(teacher).field, store.spec.z(index), schedules.uniform(2), "heun").x
-    images, _ = store.read(0, 60)
+    images = store.read(0, 60).images
     gap = np.abs(images[index].astype(int) - to_uint8(x).numpy())
     assert gap.max() <= 1
     assert (gap > 0).mean() < 0.02
@@ -64,7 +64,7 @@ def test_labels_go_with_their_pairs(tmp_path):
     shards._teacher.cache_clear()
     teacher = save_tiny(tmp_path / "c.safetensors", classes=10)
     store = make(tmp_path / "c.zarr", teacher, [0, 1, 2], guidance=2.0)
-    _, labels = store.read(0, 60)
+    labels = store.read(0, 60).labels
     assert labels.tolist() == store.spec.y(torch.arange(60)).tolist()
     assert len(set(labels.tolist())) > 5
 
@@ -84,7 +84,7 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
     work.path.mkdir()
 
     def check():
-        generate.check_witness(HerePool(), store, str(teacher), 1, work)
+        generate.check_witness(HerePool(), store, [str(teacher)], 1, work)
 
     check()  # the same code: silent
     right = shards.to_uint8
@@ -113,9 +113,9 @@ def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypa
 
     monkeypatch.setattr(shards, "to_uint8", one_pixel_off)
     with pytest.raises(UserError, match="other images"):
-        generate.check_witness(HerePool(), store, str(teacher), 0, work)
+        generate.check_witness(HerePool(), store, [str(teacher)], 0, work)
     monkeypatch.setattr(shards.runtime, "signature", lambda device: "another machine")
-    generate.check_witness(HerePool(), store, str(teacher), 0, work)
+    generate.check_witness(HerePool(), store, [str(teacher)], 0, work)
 
 
 def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
@@ -127,3 +127,31 @@ def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
     assert store.missing() == [1]
     shards.make_shard(str(store.path), str(teacher), 1)
     assert PairStore.open(store.path).digest() == before
+
+
+def test_real_images_and_their_noise(tmp_path, teacher):
+    """Decoding the stored noise gives the images back; threads and order change nothing."""
+    from rfpp_core import sources
+    from rfpp_core.sampling import Recipe
+
+    source = sources.digits().take(np.arange(60))
+    sources.write(tmp_path / "images.zarr", source, np.arange(60) >= 47)
+    flow = load_flow(teacher)
+    spec = spec_for(flow.digest, solver="midpoint", nfe=64, noise_kind="stored", source="x")
+    digests = set()
+    for name, order in (("a", [0, 1, 2]), ("b", [2, 1, 0])):
+        store = PairStore.create(tmp_path / f"{name}.zarr", spec, 47)
+        for shard in order:
+            shards.invert_shard(
+                str(store.path), str(teacher), str(tmp_path / "images.zarr"), shard
+            )
+        digests.add(store.digest())
+    assert len(digests) == 1
+    images, labels, noise = store.read_all()
+    assert labels.tolist() == [-1] * 47
+    back = flow.decode(torch.from_numpy(noise), Recipe("midpoint", 64))
+    expected = torch.stack([torch.from_numpy(source.load(i)) for i in range(47)])
+    np.testing.assert_array_equal(images, expected)
+    torch.testing.assert_close(back, expected / 127.5 - 1, rtol=0, atol=2e-3)
+    found = shards.witness(str(store.path), str(teacher), str(tmp_path / "images.zarr"), 2)
+    assert (found.share, found.levels, found.same_machine) == (0.0, 0.0, True)

@@ -56,3 +56,32 @@ def test_pseudo_huber_has_finite_gradients_at_no_error():
     v = torch.zeros(1, 1, 8, 8, requires_grad=True)
     losses.pseudo_huber(v, torch.zeros(1, 1, 8, 8)).sum().backward()
     assert torch.equal(v.grad, torch.zeros_like(v))
+
+
+def test_stored_and_mixed_couplings():
+    """A share p of the samples are pairs of a store, image, noise and label together."""
+    from rfpp_core import couplings, noise
+    from rfpp_core.couplings import Batch
+    from rfpp_core.noise import Draws
+    from rfpp_core.pixels import to_float
+
+    noises = torch.randn(50, 1, 4, 4)
+    images = torch.arange(30, dtype=torch.uint8)[:, None, None, None].expand(30, 1, 4, 4)
+    at = torch.randperm(50)[:40]
+    batch = Batch(torch.full((40, 1, 4, 4), 9.0), at, torch.full((40,), 7))
+    real = couplings.stored(noises)
+    x, z, y = real(batch, Draws(0, 3, 40))
+    assert torch.equal(z, noises[at])
+    assert couplings.mixed(real, images, None, 0.0, 5) is real
+    pair = couplings.mixed(real, images, torch.arange(30), 0.3, 5)
+    counts = []
+    for step in range(60):
+        x, z, y = pair(batch, Draws(0, step, 40))
+        made = x[:, 0, 0, 0] != 9
+        counts.append(int(made.sum()))
+        assert torch.equal(z[~made], noises[at][~made])
+        assert (y[~made] == 7).all()
+        assert torch.equal(x[made], to_float(images[y[made]]))
+        assert torch.equal(z[made], noise.normal(5, y[made], (1, 4, 4)))
+    share = sum(counts) / (60 * 40)
+    assert abs(share - 0.3) < 4 * (0.21 / 2400) ** 0.5

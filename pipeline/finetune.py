@@ -1,0 +1,76 @@
+"""Stage ``finetune@k``: a flow trained further on inverted real images -> models/flowk.safetensors.
+
+With ``finetune.mix`` above 0, that share of every batch are pairs of a round instead.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import invert, reflow, stage, training
+from rfpp_core import checkpoint, couplings, params
+from rfpp_core.couplings import Coupling
+from rfpp_core.errors import UserError
+from rfpp_core.pairs import PairStore
+from rfpp_core.sampling import Recipe
+
+
+def job(k: str) -> training.Job:
+    config = params.load()
+    item = invert.item_of(config, k)
+    teacher, _ = training.read_model(Path(f"models/{item.teacher}.safetensors"))
+    digest, about = training.read_model(_start(item))
+    store, pairs = PairStore.open(invert.path_of(k)), PairStore.open(reflow.pairs_path(item.pairs))
+    if store.spec.teacher != teacher:
+        raise UserError(f"{invert.path_of(k)} was made by another teacher than {item.teacher}; "
+                        f"run `dvc repro invert@{k}`")  # fmt: skip
+    content = {"inverted": store.digest(decode=False), "n": store.n}
+    if config.finetune.mix:
+        content["pairs"] = pairs.digest(decode=False)
+    return training.Job(
+        name=f"finetune@{k}",
+        params=config,
+        section=config.finetune,
+        data=content,
+        architecture=about["architecture"],
+        parents={"teacher": teacher, "flow": digest},
+        forwards=store.n * Recipe(store.spec.solver, store.spec.nfe).forwards,
+        inherited=about["provenance"]["budget_with_ancestors"],
+        adopted=(*store.adopted, *pairs.adopted),
+    )
+
+
+def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+    config = params.load()
+    item, store = invert.item_of(config, k), PairStore.open(invert.path_of(k))
+    images, labels, noise = store.read_all()
+    assert noise is not None
+    y = torch.from_numpy(labels).long() if store.spec.classes else None
+    coupling = couplings.stored(torch.from_numpy(noise))
+    if config.finetune.mix:
+        pairs = PairStore.open(reflow.pairs_path(item.pairs))
+        made = pairs.read_all()
+        coupling = couplings.mixed(
+            coupling,
+            torch.from_numpy(made.images),
+            torch.from_numpy(made.labels).long(),
+            config.finetune.mix,
+            pairs.spec.seed,
+        )
+    return torch.from_numpy(images), y, coupling, checkpoint.load(_start(item)).tensors
+
+
+def _start(item: params.Finetuned) -> Path:
+    return Path(f"models/{item.flow}.safetensors")
+
+
+def run(k: str) -> None:
+    training.run(partial(job, k), partial(load, k), f"flow{k}")
+
+
+if __name__ == "__main__":
+    stage.main(run, "name")
