@@ -148,6 +148,35 @@ def pairs_verify(path: Path) -> None:
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")
 
 
+@pairs_app.command("import")
+def pairs_import(
+    out: Annotated[Path, typer.Argument(help="store to make; an interrupted one goes on")],
+    images: Annotated[Path, typer.Option(help="samples.zip of the official RF++ code")],
+    noise: Annotated[Path, typer.Option(help="z.zip")],
+    labels: Annotated[Path | None, typer.Option(help="images_labels.csv")] = None,
+    solver: Annotated[str, typer.Option(help="what is said to have made them")] = "edm-heun",
+    nfe: Annotated[int, typer.Option(help="and at how many evaluations")] = 35,
+    grid: Annotated[str, typer.Option(help="and on which grid")] = "karras",
+) -> None:
+    """Reads official pair archives into a store; `generate.source: import` trains on it."""
+    from tqdm import tqdm
+
+    from rfpp_core import archives, files
+
+    archive = archives.Archive(images, noise, labels)
+    digests = tuple(files.sha256(path) for path in (images, noise, labels) if path)
+    found = archives.convert(
+        archive, out, digests, lambda shards: tqdm(shards, desc="pairs", disable=None),
+        solver=solver, nfe=nfe, grid=grid,
+    )  # fmt: skip
+    print(f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and deviation {found.std:.4f}; "
+          f"correlation with the images {found.coupling:.4f}")  # fmt: skip
+    if abs(found.coupling) < found.chance:
+        print(f"rfpp: noises and images look independent (correlation within {found.chance:.4f}): "
+              f"if these are a flow's pairs, this NumPy draws other noise than theirs did",
+              file=sys.stderr)  # fmt: skip
+
+
 @pairs_app.command("digest")
 def pairs_digest(path: Path) -> None:
     """Digest of the decoded content, the same whoever made the shards in whatever order."""

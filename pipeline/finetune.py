@@ -1,4 +1,4 @@
-"""Stage ``finetune@k``: a flow trained further on inverted real images -> models/flowk.safetensors.
+"""Stage ``finetune@k``: inverted real images -> models/flowk.safetensors, trained further.
 
 With ``finetune.mix`` above 0, that share of every batch are pairs of a round instead.
 """

@@ -14,7 +14,8 @@ from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.devices import Pool
-    from rfpp_core.pairs import PairSpec, PairStore
+    from rfpp_core.pair_spec import PairSpec
+    from rfpp_core.pairs import PairStore
 
 TOLERATED_SHARE, TOLERATED_LEVELS = 0.01, 1.0  # of pixels, of 255: another model of GPU
 
@@ -23,7 +24,7 @@ def spec_of(k: str) -> PairSpec:
     """The PairSpec of a round, from params and the teacher's file."""
     from pipeline import reflow, training
     from rfpp_core import params
-    from rfpp_core.pairs import PairSpec
+    from rfpp_core.pair_spec import PairSpec
 
     config = params.load()
     path, generate = reflow.teacher_path(config, k), config.generate
@@ -76,7 +77,24 @@ def order(k: str) -> Order:
 
 
 def run(k: str) -> None:
-    make(lambda: order(k))
+    from rfpp_core import params
+
+    section = params.load().generate
+    if section.source == "import":
+        take_in(k, section.path or "")
+    else:
+        make(lambda: order(k))
+
+
+def take_in(k: str, path: str) -> None:
+    """Publishes an imported store as the pairs of a round, sharing its files."""
+    from pipeline import reflow
+    from rfpp_core.pairs import PairStore
+
+    store, target = PairStore.open(Path(path)), reflow.pairs_path(k)
+    target.parent.mkdir(exist_ok=True)
+    store.publish(target, store.n)
+    print(f"pairs: {store.n} of {path}")
 
 
 def make(ask: Callable[[], Order]) -> None:

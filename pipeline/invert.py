@@ -32,7 +32,7 @@ def order(k: str) -> generate.Order:
     """The pairs of a fine-tuning."""
     from pipeline import training
     from rfpp_core import data, params
-    from rfpp_core.pairs import PairSpec
+    from rfpp_core.pair_spec import PairSpec
 
     config = params.load()
     teacher = Path(f"models/{item_of(config, k).teacher}.safetensors")

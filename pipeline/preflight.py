@@ -15,6 +15,7 @@ import torch
 from pipeline import perceptual_net, prepare, stage
 from rfpp_core import build, files, inception, perceptual, runtime
 from rfpp_core.errors import UserError
+from rfpp_core.pairs import PairStore
 from rfpp_core.params import Params, Training, load
 from rfpp_core.sources import CorruptImage, Source
 
@@ -79,6 +80,9 @@ def _of_images(config: Params, source: Source) -> Iterator[str]:
         if native and side < perceptual.LEAST_SIDE:
             yield (f"{kind}.loss.resize gives LPIPS images of {side} pixels; VGG16 needs at least "
                    f"{perceptual.LEAST_SIDE}")  # fmt: skip
+    if config.generate.source == "import":
+        yield from _failures(lambda: PairStore.open(Path(config.generate.path or "")))
+        return
     yield from _disk(config, int(torch.Size(shape).numel()))
 
 

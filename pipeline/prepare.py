@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import stage
-from rfpp_core import files, params, sources
+from rfpp_core import data, files, params, sources
 
 
 def run() -> None:
@@ -22,7 +22,7 @@ def run() -> None:
         held_out = sources.held_out_mask(source.labels, section.held_out, section.seed)
     building = stage.IMAGES.with_name(".images.zarr.partial")
     shutil.rmtree(building, ignore_errors=True)
-    corrupt = sources.write(building, source, held_out, section.skip_corrupt, _bar,
+    corrupt = data.write(building, source, held_out, section.skip_corrupt, _bar,
                             name=section.name)  # fmt: skip
     files.replace_tree(building, stage.IMAGES)
     for line in corrupt:

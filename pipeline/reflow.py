@@ -37,7 +37,7 @@ def job(k: str) -> training.Job:
     teacher = teacher_path(config, k)
     digest, about = training.read_model(teacher)
     store = PairStore.open(pairs_path(k))
-    if store.spec.teacher != digest:
+    if store.spec.teacher not in (digest, ""):  # "": imported, of a teacher not known here
         raise UserError(f"{pairs_path(k)} was made by another teacher than {teacher}; "
                         f"run `dvc repro generate@{k}`")  # fmt: skip
     guidance = store.spec.guidance if store.spec.classes else 1.0
@@ -56,11 +56,14 @@ def job(k: str) -> training.Job:
 
 def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config, store = params.load(), PairStore.open(pairs_path(k))
-    images, labels, _ = store.read_all()
+    images, labels, noise = store.read_all()
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None
-    return torch.from_numpy(images), y, couplings.seeded(store.spec.seed), weights
+    coupling = couplings.seeded(store.spec.seed)
+    if noise is not None:
+        coupling = couplings.stored(torch.from_numpy(noise))
+    return torch.from_numpy(images), y, coupling, weights
 
 
 def run(k: str) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rfpp_core import build, data, runtime
 from rfpp_core.errors import UserError
-from rfpp_core.pairs import Pairs, PairSpec, PairStore
+from rfpp_core.pair_spec import Pairs, PairSpec
+from rfpp_core.pairs import PairStore
 from rfpp_core.pixels import to_float, to_uint8
 from rfpp_core.sampling import Flow, Recipe, draw, threads_for
 

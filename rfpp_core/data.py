@@ -6,14 +6,18 @@ The image store is a Zarr group with ``train`` and ``held_out``, each with ``ima
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from rfpp_core.errors import UserError
-from rfpp_core.zarr_io import open_group
+from rfpp_core.sources import CorruptImage, Source
+from rfpp_core.zarr_io import create_array, open_group
 
 Split = Literal["train", "held_out"]
 
@@ -47,3 +51,102 @@ def read(path: Path, part: Split) -> Images:
     """One split of an image store, whole, in memory."""
     group: Any = open_group(path, "dvc repro prepare")[part]
     return Images(group["images"][:], group["labels"][:])
+
+
+def write(
+    path: Path,
+    source: Source,
+    held_out: NDArray[np.bool_],
+    skip_corrupt: bool = False,
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    **about: Any,
+) -> list[str]:
+    """Decodes a source into an image store, a chunk in memory at a time.
+
+    Args:
+        path: where; must not exist.
+        source: the images.
+        held_out: bool (N,), which go to the held-out split.
+        skip_corrupt: leave out images that cannot be read instead of refusing the set.
+        watch: wraps the indices, for a progress bar.
+        about: what else to put in the attributes.
+
+    Returns:
+        A line for each corrupt image.
+
+    Raises:
+        UserError: if images are corrupt and not to be skipped, or a split is empty.
+    """
+    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    corrupt: list[str] = []
+    sha, shape = hashlib.sha256(), (0, 0, 0)
+    for name, mask in (("train", ~held_out), ("held_out", held_out)):
+        writer: _Writer | None = None
+        for i in watch(np.flatnonzero(mask).tolist()):
+            try:
+                pixels = source.load(i)
+            except CorruptImage as error:
+                corrupt.append(f"{source.keys[i]}: {error}")
+                continue
+            if writer is None:
+                shape = pixels.shape
+                writer = _Writer(group.create_group(name), shape, int(mask.sum()), sha)
+            writer.add(pixels, int(source.labels[i]))
+        if writer is not None:
+            writer.close()
+        elif not corrupt:
+            raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
+                            f"change dataset.held_out")  # fmt: skip
+    whole = "train" in group and "held_out" in group
+    if corrupt and not (skip_corrupt and whole):
+        _refuse(corrupt)
+    group.attrs["rfpp"] = {
+        **about,
+        "shape": list(shape),
+        "classes": len(source.classes),
+        "class_names": list(source.classes),
+        "digest": sha.hexdigest(),
+    }
+    return corrupt
+
+
+def _refuse(corrupt: list[str]) -> None:
+    shown = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
+    raise UserError(f"{len(corrupt)} corrupt image(s) ({shown}); mend them or set "
+                    f"dataset.skip_corrupt: true")  # fmt: skip
+
+
+class _Writer:
+    """Fills one split chunk by chunk; images that were skipped shorten it at the end."""
+
+    CHUNK = 1000
+
+    def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
+        self.chunk, self.sha, self.done = min(self.CHUNK, n), sha, 0
+        self.images: Any = create_array(
+            group, "images", (n, *shape), "uint8", self.chunk, self.chunk
+        )
+        self.labels: Any = create_array(group, "labels", (n,), "int16", n, None)
+        self.pixels: list[NDArray[np.uint8]] = []
+        self.numbers: list[int] = []
+
+    def add(self, pixels: NDArray[np.uint8], label: int) -> None:
+        self.pixels.append(pixels)
+        self.numbers.append(label)
+        if len(self.pixels) == self.chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.pixels:
+            block = np.ascontiguousarray(np.stack(self.pixels))
+            self.images[self.done : self.done + len(block)] = block
+            self.sha.update(block.data)
+            self.done, self.pixels = self.done + len(block), []
+
+    def close(self) -> None:
+        self._flush()
+        numbers = np.array(self.numbers, dtype=np.int16)
+        self.images.resize((self.done, *self.images.shape[1:]))
+        self.labels.resize((self.done,))
+        self.labels[:] = numbers
+        self.sha.update(numbers.data)

@@ -195,8 +195,11 @@ class Finetuned(Section):
 
 
 class Generate(Section):
-    """The pairs: n of them in shards, made in index-aligned micro-batches."""
+    """The pairs: n of them in shards, made in index-aligned micro-batches; or those of a store
+    that ``rfpp pairs import`` made, at ``path``."""
 
+    source: Literal["teacher", "import"] = "teacher"
+    path: str | None = None
     n: Positive = 20000
     shard: Positive = 2000
     micro_batch: Positive = 250
@@ -212,6 +215,8 @@ class Generate(Section):
                              f"({self.micro_batch})")  # fmt: skip
         if self.n % self.shard:
             raise ValueError(f"n ({self.n}) must be a multiple of shard ({self.shard})")
+        if self.source == "import" and not self.path:
+            raise ValueError("source: import needs path, a store made by `rfpp pairs import`")
         return self
 
 
@@ -339,7 +344,9 @@ class Params(Section):
                                  f"{', '.join(sorted(flows))}, rounds of "
                                  f"{', '.join(self.rounds) or 'none'}")  # fmt: skip
             if k in self.rounds:
-                raise ValueError(f"flow{k} is both in rounds and in finetunes; take another number")
+                raise ValueError(
+                    f"flow{k} is both in rounds and in finetunes; take another number"
+                )
         return self
 
     @property

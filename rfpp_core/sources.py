@@ -7,22 +7,18 @@ a set is written with bounded memory.  Nothing of an archive is ever extracted t
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
-from rfpp_core.zarr_io import create_array
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 HELD_OUT_FOLDERS = ("test", "held_out", "val")
@@ -31,6 +27,7 @@ MAX_RATIO = 200  # uncompressed to compressed; real images do not shrink in a zi
 MAX_PIXELS = 1 << 26
 
 Pixels = NDArray[np.uint8]
+Files = tuple[list[str], Callable[[str], bytes]]  # names, and how to read one
 
 
 class CorruptImage(ValueError):
@@ -113,7 +110,7 @@ def folder(
     if not path.exists():
         raise UserError(f"{path} does not exist; give a folder or a zip of images (in params.yaml "
                         f"by dataset.path)")  # fmt: skip
-    names, read = _zip(path) if zipfile.is_zipfile(path) else _folder(path)
+    names, read = unzip(path) if zipfile.is_zipfile(path) else _folder(path)
     if not names:
         raise UserError(f"{path} holds no images (of {', '.join(sorted(SUFFIXES))})")
     parts = _below_common(names)
@@ -198,113 +195,22 @@ def held_out_mask(labels: NDArray[np.int64], fraction: float, seed: int) -> NDAr
     return held
 
 
-def write(
-    path: Path,
-    source: Source,
-    held_out: NDArray[np.bool_],
-    skip_corrupt: bool = False,
-    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
-    **about: Any,
-) -> list[str]:
-    """Decodes a source into an image store, a chunk in memory at a time.
-
-    Args:
-        path: where; must not exist.
-        source: the images.
-        held_out: bool (N,), which go to the held-out split.
-        skip_corrupt: leave out images that cannot be read instead of refusing the set.
-        watch: wraps the indices, for a progress bar.
-        about: what else to put in the attributes.
-
-    Returns:
-        A line for each corrupt image.
-
-    Raises:
-        UserError: if images are corrupt and not to be skipped, or a split is empty.
-    """
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
-    corrupt: list[str] = []
-    sha, shape = hashlib.sha256(), (0, 0, 0)
-    for name, mask in (("train", ~held_out), ("held_out", held_out)):
-        writer: _Writer | None = None
-        for i in watch(np.flatnonzero(mask).tolist()):
-            try:
-                pixels = source.load(i)
-            except CorruptImage as error:
-                corrupt.append(f"{source.keys[i]}: {error}")
-                continue
-            if writer is None:
-                shape = pixels.shape
-                writer = _Writer(group.create_group(name), shape, int(mask.sum()), sha)
-            writer.add(pixels, int(source.labels[i]))
-        if writer is not None:
-            writer.close()
-        elif not corrupt:
-            raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
-                            f"change dataset.held_out")  # fmt: skip
-    whole = "train" in group and "held_out" in group
-    if corrupt and not (skip_corrupt and whole):
-        _refuse(corrupt)
-    group.attrs["rfpp"] = {
-        **about,
-        "shape": list(shape),
-        "classes": len(source.classes),
-        "class_names": list(source.classes),
-        "digest": sha.hexdigest(),
-    }
-    return corrupt
-
-
-def _refuse(corrupt: list[str]) -> None:
-    shown = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
-    raise UserError(f"{len(corrupt)} corrupt image(s) ({shown}); mend them or set "
-                    f"dataset.skip_corrupt: true")  # fmt: skip
-
-
-class _Writer:
-    """Fills one split chunk by chunk; images that were skipped shorten it at the end."""
-
-    CHUNK = 1000
-
-    def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
-        self.chunk, self.sha, self.done = min(self.CHUNK, n), sha, 0
-        self.images: Any = create_array(
-            group, "images", (n, *shape), "uint8", self.chunk, self.chunk
-        )
-        self.labels: Any = create_array(group, "labels", (n,), "int16", n, None)
-        self.pixels: list[NDArray[np.uint8]] = []
-        self.numbers: list[int] = []
-
-    def add(self, pixels: NDArray[np.uint8], label: int) -> None:
-        self.pixels.append(pixels)
-        self.numbers.append(label)
-        if len(self.pixels) == self.chunk:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.pixels:
-            block = np.ascontiguousarray(np.stack(self.pixels))
-            self.images[self.done : self.done + len(block)] = block
-            self.sha.update(block.data)
-            self.done, self.pixels = self.done + len(block), []
-
-    def close(self) -> None:
-        self._flush()
-        numbers = np.array(self.numbers, dtype=np.int16)
-        self.images.resize((self.done, *self.images.shape[1:]))
-        self.labels.resize((self.done,))
-        self.labels[:] = numbers
-        self.sha.update(numbers.data)
-
-
-def _folder(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+def _folder(path: Path) -> Files:
     files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     names = sorted(file.relative_to(path).as_posix() for file in files if file.is_file())
     return names, lambda name: (path / name).read_bytes()
 
 
-def _zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    archive = zipfile.ZipFile(path)
+def unzip(path: Path, suffixes: Collection[str] = SUFFIXES) -> Files:
+    """Names of a zip's files of some suffixes, sorted, and their reader; nothing is extracted.
+
+    Raises:
+        UserError: if it is no zip, or an entry lies outside it or is of absurd size.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is not a readable zip: {_first_line(error)}") from None
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     for entry in entries:
         name = PurePosixPath(entry.filename)
@@ -314,7 +220,7 @@ def _zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         if entry.file_size > MAX_ENTRY or (entry.file_size > 1 << 20 and ratio > MAX_RATIO):
             raise UserError(f"{path} has an entry of absurd size: {entry.filename!r} unpacks to "
                             f"{entry.file_size:,} bytes")  # fmt: skip
-    images = (e.filename for e in entries if PurePosixPath(e.filename).suffix.lower() in SUFFIXES)
+    names = (e.filename for e in entries if PurePosixPath(e.filename).suffix.lower() in suffixes)
 
     def read(name: str) -> bytes:
         try:
@@ -322,7 +228,7 @@ def _zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise CorruptImage(_first_line(error)) from None
 
-    return sorted(images), read
+    return sorted(names), read
 
 
 def _below_common(names: Sequence[str]) -> list[PurePosixPath]:

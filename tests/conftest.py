@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rfpp_core import build, checkpoint, params
-from rfpp_core.pairs import PairSpec
+from rfpp_core.pair_spec import PairSpec
 from rfpp_core.params import Network
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ import torch
 
 from pipeline import cli, stage
 from rfpp_core import build, checkpoint
-from rfpp_core.pairs import Pairs, PairStore
+from rfpp_core.pair_spec import Pairs
+from rfpp_core.pairs import PairStore
 from tests.conftest import ROOT, SMOKE, save_tiny, spec_for, tiny_arch
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))

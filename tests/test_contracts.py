@@ -49,6 +49,10 @@ NOT_FOR = {
 }
 
 
+for name in set(NOT_FOR) - {"prepare"}:
+    NOT_FOR[name] |= {"rfpp_core/sources.py"}  # read by prepare alone
+
+
 def imports(path: Path) -> set[Path]:
     """Project files that a file imports, at the top or inside its functions."""
     found = set()

@@ -32,7 +32,7 @@ def test_grey_levels_survive_the_round_trip():
 def test_the_store_gives_back_what_was_written(tmp_path):
     digits, held = split()
     path = tmp_path / "images.zarr"
-    assert sources.write(path, digits, held, name="digits") == []
+    assert data.write(path, digits, held, name="digits") == []
     for name, mask in (("train", ~held), ("held_out", held)):
         read = data.read(path, name)
         expected = np.stack([digits.load(i) for i in np.flatnonzero(mask)])
@@ -41,7 +41,7 @@ def test_the_store_gives_back_what_was_written(tmp_path):
     about = data.about(path)
     assert (about["shape"], about["classes"], about["name"]) == ([1, 8, 8], 10, "digits")
     other = tmp_path / "other.zarr"
-    sources.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
+    data.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
     assert data.about(other)["digest"] != about["digest"]
 
 

@@ -6,7 +6,8 @@ import torch
 
 from rfpp_core import noise
 from rfpp_core.errors import UserError
-from rfpp_core.pairs import Pairs, PairStore
+from rfpp_core.pair_spec import Pairs
+from rfpp_core.pairs import PairStore
 from tests.conftest import spec_for
 
 RNG = np.random.default_rng(0)

@@ -131,11 +131,11 @@ def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
 
 def test_real_images_and_their_noise(tmp_path, teacher):
     """Decoding the stored noise gives the images back; threads and order change nothing."""
-    from rfpp_core import sources
+    from rfpp_core import data, sources
     from rfpp_core.sampling import Recipe
 
     source = sources.digits().take(np.arange(60))
-    sources.write(tmp_path / "images.zarr", source, np.arange(60) >= 47)
+    data.write(tmp_path / "images.zarr", source, np.arange(60) >= 47)
     flow = load_flow(teacher)
     spec = spec_for(flow.digest, solver="midpoint", nfe=64, noise_kind="stored", source="x")
     digests = set()

@@ -117,8 +117,8 @@ def test_corrupt_images_stop_the_set_unless_skipped(tmp_path):
     source = sources.folder(path, 3, 8)
     held = np.arange(10) % 5 == 4
     with pytest.raises(UserError, match=r"1 corrupt image\(s\) \(cat/2.png: .*skip_corrupt"):
-        sources.write(tmp_path / "a.zarr", source, held)
-    lines = sources.write(tmp_path / "b.zarr", source, held, skip_corrupt=True)
+        data.write(tmp_path / "a.zarr", source, held)
+    lines = data.write(tmp_path / "b.zarr", source, held, skip_corrupt=True)
     assert len(lines) == 1
     assert lines[0].startswith("cat/2.png: ")
     train = data.read(tmp_path / "b.zarr", "train")
@@ -132,7 +132,7 @@ def test_a_split_of_corrupt_images_alone_is_refused(tmp_path):
     (path / "cat" / "2.png").write_bytes(b"junk")
     source = sources.folder(path, 3, 8)
     with pytest.raises(UserError, match=r"1 corrupt image"):
-        sources.write(tmp_path / "a.zarr", source, np.arange(10) == 2, skip_corrupt=True)
+        data.write(tmp_path / "a.zarr", source, np.arange(10) == 2, skip_corrupt=True)
 
 
 def test_other_sizes_need_a_resolution(tmp_path):
