@@ -1,7 +1,8 @@
 import pytest
+import torch
 import yaml
 
-from rfpp_core import params
+from rfpp_core import build, params
 from rfpp_core.errors import UserError
 from tests.conftest import ROOT, SMOKE
 
@@ -48,6 +49,27 @@ def change(name, value):
         ("generate.guidance", 2.0, ["needs network.conditional: true"]),
         ("evaluate.grids", {"2": [0.8, 0.4]}, ["grids.2 must be 2 times falling from 1"]),
         ("reflow.lr", float("inf"), ["reflow.lr", "finite"]),
+        (
+            "pretrain.source",
+            "import",
+            ["source: import needs checkpoint (a path) and checkpoint_s"],
+        ),
+        ("generate.source", "import", ["source: import needs path, a store made by `rfpp pairs"]),
+        ("generate.solver", "edm-heun", ["no end at t = 1: it is for pretrain.source: import"]),
+        ("invert.solver", "anchored", ["anchored update has no inverse"]),
+        ("features.nets", ["pixels", "pixels"], ["nets names one twice"]),
+        ("features.nets", ["clip"], ["features.nets.0 is 'clip'", "'classifier', 'inception'"]),
+        ("reflow.accumulate", 3, ["batch (64) must be a multiple of accumulate (3)"]),
+        (
+            "finetunes",
+            {"3": {"teacher": "flow1", "flow": "flow9", "pairs": "2"}},
+            ["finetunes.3 names flow1, flow9"],
+        ),
+        (
+            "finetunes",
+            {"2": {"teacher": "flow1", "flow": "flow1", "pairs": "2"}},
+            ["flow2 is both in rounds and in finetunes"],
+        ),
         ("reflow.times.a", 3000.0, ["less than or equal to 100"]),
         ("evaluate.n", 3, ["n (3) must exceed neighbours + 1 (4)"]),
         ("network.channels", 30, ["network.channels is 30", "multiple of 8"]),
@@ -85,3 +107,73 @@ def test_what_is_not_params_is_one_line(tmp_path, text):
 def test_a_missing_file_names_the_command(tmp_path):
     with pytest.raises(UserError, match="rfpp preset digits"):
         params.load(tmp_path / "params.yaml")
+
+
+# name: parameters, steps, batch, lr, warmup, dropout, pairs, NFE, loss, precision, side, classes
+PUBLISHED = {
+    "cifar10": (56_397_827, 800_000, 512, 2e-4, 5000, 0.13, 10**6, 35, "lpips_huber_over_t",
+                "fp32", 32, 0),
+    "afhq64": (62_761_091, 1_000_000, 256, 2e-4, 5000, 0.25, 5 * 10**6, 79, "lpips_huber_over_t",
+               "fp32", 64, 0),
+    "ffhq64": (62_761_091, 1_000_000, 256, 2e-4, 5000, 0.25, 5 * 10**6, 79, "lpips_huber",
+               "fp32", 64, 0),
+    "imagenet64": (295_899_267, 700_000, 2048, 1e-4, 2500, 0.1, 5 * 10**6, 79, "lpips_huber",
+                   "fp16", 64, 1000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_runs(name):
+    """The table of RF++'s runs (arXiv 2405.20320, sec. 5.2 and app. E, and the official README)."""
+    config = params.load(ROOT / f"presets/{name}.yaml")
+    size, steps, batch, lr, warmup, dropout, n, nfe, loss, precision, side, classes = PUBLISHED[
+        name
+    ]
+    with torch.device("meta"):
+        net = build.field(build.architecture(config.network, (3, side, side), classes))
+    assert sum(p.numel() for p in net.parameters()) == size
+    reflow, generate = config.reflow, config.generate
+    assert (reflow.steps, reflow.batch, reflow.lr, reflow.warmup) == (steps, batch, lr, warmup)
+    assert (reflow.dropout, reflow.loss.name, reflow.precision) == (dropout, loss, precision)
+    assert (reflow.decay, reflow.ema, reflow.ema_ramp, reflow.clip) == (
+        "constant",
+        0.9999,
+        False,
+        0,
+    )
+    assert (reflow.times.law, reflow.times.a, reflow.loss.c) == ("u_shape", 4.0, 0.00054)
+    assert (reflow.loss.pooling, reflow.loss.resize) == ("average", 224)
+    assert (generate.n, generate.nfe, generate.solver, generate.grid) == (
+        n,
+        nfe,
+        "edm-heun",
+        "karras",
+    )
+    assert config.pretrain.source == "import"
+    assert config.evaluate.n == 50_000
+    assert config.evaluate.grids == {"2": (1.0, 0.8)}
+    assert config.features.nets == ("inception",)
+
+
+def test_config_g_is_f_and_then_real_images():
+    f, g = (params.load(ROOT / f"presets/{name}.yaml") for name in ("cifar10", "cifar10-real"))
+    assert g.model_copy(update={"finetunes": {}}) == f
+    assert (g.invert.nfe, g.finetune.steps, g.finetune.lr, g.finetune.mix) == (128, 5000, 1e-5, 0)
+    assert g.flows == ["flow1", "flow2", "flow3"]
+
+
+def test_edm_heun_drops_its_last_correction():
+    raw = yaml.safe_load((ROOT / "presets/cifar10.yaml").read_text())
+    raw["generate"]["nfe"] = 36
+    with pytest.raises(UserError, match=r"generate\.nfe is 36; edm-heun .* an odd number"):
+        params.parse(raw)
+    raw["generate"] |= {"nfe": 199, "solver": "heun", "grid": "uniform"}
+    with pytest.raises(UserError, match="begins before an imported EDM's first time"):
+        params.parse(raw)
+
+
+def test_a_perceptual_term_over_t_needs_a_time_above_0():
+    raw = change("reflow.loss.name", "lpips_huber_over_t")
+    raw["reflow"]["times"] |= {"law": "fixed", "t": 0.0}
+    with pytest.raises(UserError, match=r"times\.t must be above 0"):
+        params.parse(raw)
