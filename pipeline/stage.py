@@ -44,11 +44,16 @@ def main(run: Callable[..., None], *names: str) -> None:
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
         run(*sys.argv[1:])
     except UserError as error:
-        print(f"rfpp: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("rfpp: interrupted; run the same command again to go on", file=sys.stderr)
+        _complain("interrupted; run the same command again to go on")
         sys.exit(130)
+
+
+def _complain(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # once for all processes of a training
+        print(f"rfpp: {line}", file=sys.stderr)
 
 
 def root() -> Path:
@@ -123,13 +128,18 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
 
     ``document`` is the identity as JSON; it is kept beside the work for people to read.
     """
-    path = work() / kind / name_of(document)
+    path = path_of(kind, document)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_of(path), f"{kind} {path.name}"):
         path.mkdir(exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
         yield Staging(path)
+
+
+def path_of(kind: str, document: Mapping[str, Any]) -> Path:
+    """Where the work of an identity is staged."""
+    return work() / kind / name_of(document)
 
 
 def lock_of(path: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import perceptual_net, stage
-from rfpp_core import build, checkpoint, loader, runtime
+from pipeline import perceptual_net, processes, stage
+from rfpp_core import build, checkpoint, distributed, loader, runtime
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
@@ -87,20 +88,39 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
         load: images, labels, coupling and initial weights.
         flow: name of the flow to make.
     """
-    job = identify()
-    steps = job.section.steps
-    with stage.staging(job.kind, job.identity()) as work:
-        model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
-        if not model.exists():
-            _train(job, load, work, model, curve)
-        else:
-            print(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
-        stage.confirm(job.asked(), identify().asked())
-        stage.publish(model, Path("models") / f"{flow}.safetensors")
-        stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
+    processes.spread()
+    with distributed.group(runtime.device()) as rank:
+        job = identify()
+        steps = job.section.steps
+        with _staging(job, rank) as work:
+            model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
+            if not distributed.tell(model.exists()):
+                _train(job, load, work, model, curve, rank)
+            else:
+                say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
+            if rank.first:
+                stage.confirm(job.asked(), identify().asked())
+                stage.publish(model, Path("models") / f"{flow}.safetensors")
+                stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
+            distributed.wait()
 
 
-def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve: Path) -> None:
+def _staging(job: Job, rank: distributed.Rank) -> AbstractContextManager[stage.Staging]:
+    """The first process holds the lock for all."""
+    if rank.first:
+        return stage.staging(job.kind, job.identity())
+    return nullcontext(stage.Staging(stage.path_of(job.kind, job.identity())))
+
+
+def say(text: str) -> None:
+    """Prints, once for all processes."""
+    if distributed.here().first:
+        print(text)
+
+
+def _train(
+    job: Job, load: Load, work: stage.Staging, model: Path, curve: Path, rank: distributed.Rank
+) -> None:
     section, device = job.section, runtime.device()
     runtime.exact()
     if (
@@ -122,26 +142,33 @@ def _train(job: Job, load: Load, work: stage.Staging, model: Path, curve: Path) 
         state.restore(checkpoint.to_device(saved.tensors, device), saved.about)
         made_by = saved.about["made_by"]
         other = "" if made_by == runtime.signature(device) else f" of {made_by}, not bit for bit"
-        print(f"{job.name}: goes on from step {state.step}{other}")
+        say(f"{job.name}: goes on from step {state.step}{other}")
     rows: list[stage.Row] = [dict(row) for row in saved.about["curve"]] if saved else []
     source = loader.batches(
         loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
-        state.step,
+        state.step, rank,
     )  # fmt: skip
+    if not rank.first:  # which may have to train the perceptual net before it is there
+        distributed.wait()
     perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
+    if rank.first:
+        distributed.wait()
     reports = train(state, source, build.loss(section, coupling, perceptual), config)
     first, began = state.step, time.monotonic()
     saver = Saver(work.path, state, rows)
     try:
         for report in _bar(reports, job.name, state.step, config):
             rows.append(row_of(report))
-            saver.maybe(done=report.step == config.steps)
+            if rank.first:
+                saver.maybe(done=report.step == config.steps)
     except NonFiniteLoss as error:
         good = checkpoint.load_state(work.path, section.steps)
         raise UserError(f"{job.name}: {error}; the last good state is step "
                         f"{good.about['step'] if good else 0} in {work.path}; lower lr or set "
                         f"clip") from None  # fmt: skip
     seconds, images_seen = time.monotonic() - began, (state.step - first) * section.batch
+    if not rank.first:
+        return
     print(f"{job.name}: {state.step - first} steps in {seconds:.0f} s "
           f"({images_seen / max(seconds, 1e-9):,.0f} images/s)")  # fmt: skip
     stage.write_csv(curve, rows)
@@ -207,8 +234,9 @@ def _bar(
     reports: Iterator[StepReport], name: str, start: int, config: TrainConfig
 ) -> Iterator[StepReport]:
     images = config.batch
+    quiet = None if distributed.here().first else True
     with tqdm(total=config.steps * images, initial=start * images, desc=name, unit="img",
-              unit_scale=True, disable=None, mininterval=1) as bar:  # fmt: skip
+              unit_scale=True, disable=quiet, mininterval=1) as bar:  # fmt: skip
         for report in reports:
             bar.update(report.step * images - bar.n)
             bar.set_postfix({k: f"{v:.4g}" for k, v in report.terms.items()}, refresh=False)

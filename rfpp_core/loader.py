@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rfpp_core.couplings import Batch
+from rfpp_core.distributed import Rank
 from rfpp_core.errors import UserError
 from rfpp_core.noise import permutation
 from rfpp_core.pixels import to_float
@@ -34,6 +35,7 @@ def batches(
     key: int,
     device: torch.device,
     start: int = 0,
+    rank: Rank = Rank(),  # noqa: B008
 ) -> Iterator[Batch]:
     """Yields the batches of steps ``start``, ``start + 1``, ... without end, channels last.
 
@@ -44,10 +46,14 @@ def batches(
         key: key of the order.
         device: where the batches go.
         start: first step.
+        rank: of several processes, whose slice of each batch this is.
 
     Raises:
-        UserError: if the batch is larger than the set.
+        UserError: if the batch is larger than the set, or the processes do not share it evenly.
     """
+    if batch % rank.world:
+        raise UserError(f"batch is {batch}, which {rank.world} processes do not share evenly")
+    share = batch // rank.world
     per_epoch = len(images) // batch
     if per_epoch < 1:
         raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
@@ -57,7 +63,8 @@ def batches(
         now, k = divmod(step, per_epoch)
         if now != epoch:
             epoch, order = now, permutation(key, now, len(images))
-        index = order[k * batch : (k + 1) * batch]
+        first = k * batch + rank.rank * share
+        index = order[first : first + share]
         x = to_float(images[index.to(images.device)].to(device, non_blocking=True))
         y = None if labels is None else labels[index].to(device)
         yield Batch(x.to(memory_format=torch.channels_last), index.to(device), y)

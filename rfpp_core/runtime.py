@@ -27,14 +27,16 @@ def cores() -> int:
 
 
 def device() -> torch.device:
-    """The first CUDA device, unless ``RFPP_DEVICE`` names another or ``cpu``.
+    """The first CUDA device (of several processes, each its own), unless ``RFPP_DEVICE`` names
+    another or ``cpu``.
 
     Raises:
         UserError: if there is no such device.
     """
     import torch
 
-    name = os.environ.get("RFPP_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    name = os.environ.get("RFPP_DEVICE") or (own if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
     except RuntimeError:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfpp_core import ema
+from rfpp_core import distributed, ema
 from rfpp_core.couplings import Batch
 from rfpp_core.noise import Draws, subkey
 
@@ -130,7 +130,8 @@ def train(
 
     Args:
         state: where to start; its step must be that of the first batch.
-        batches: the batches of steps ``state.step``, ``state.step + 1``, ...
+        batches: the batches of steps ``state.step``, ``state.step + 1``, ...; of several
+            processes, this one's slices of them.
         loss: see ``LossFunction``.
         config: how.
 
@@ -140,7 +141,9 @@ def train(
     Raises:
         NonFiniteLoss: at a report, before it is yielded.
     """
+    rank = distributed.here()
     net: nn.Module = torch.compile(state.net) if config.compile else state.net  # type: ignore[assignment]
+    net = distributed.parallel(net, state.device)
     params, averages = list(state.net.parameters()), list(state.average.parameters())
     dtype = PRECISIONS.get(config.precision)
     seen = 0
@@ -151,19 +154,23 @@ def train(
         if state.step >= config.steps:
             return
         step, rate = state.step, config.lr_at(state.step)
-        torch.manual_seed(subkey(config.seed, f"dropout:{step}"))
+        own = "" if rank.first else f":{rank.rank}"
+        torch.manual_seed(subkey(config.seed, f"dropout:{step}{own}"))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
+        offset = rank.rank * len(batch.x)
         for start, part in _parts(batch, config.accumulate):
+            stop = start + len(part.x)
             draws = Draws(
-                config.seed, step, config.batch, start, start + len(part.x), state.device
+                config.seed, step, config.batch, offset + start, offset + stop, state.device
             )
-            with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
-                terms = loss(net, part, step, draws)
-            means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
-            total = torch.stack(list(means.values())).sum()
-            state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            with distributed.unsynchronised(net, whole=stop == len(batch.x)):
+                with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+                    terms = loss(net, part, step, draws)
+                means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
+                total = torch.stack(list(means.values())).sum()
+                state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             finite &= torch.isfinite(total.detach())
             sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
         state.scaler.unscale_(state.optimizer)
@@ -176,10 +183,10 @@ def train(
             finite &= torch.isfinite(norm)
         state.step, seen = step + 1, seen + 1
         if state.step % config.log_every == 0 or state.step == config.steps:
-            if not finite:
+            if distributed.mean(finite.float()) < 1:
                 raise NonFiniteLoss(f"the loss is not finite between steps "
                                     f"{state.step - seen} and {state.step}")  # fmt: skip
-            means_now = {name: float(value) / seen for name, value in sums.items()}
+            means_now = {name: float(distributed.mean(x)) / seen for name, x in sums.items()}
             yield StepReport(state.step, means_now, rate, float(norm))
             sums, seen = {}, 0
 

@@ -1,0 +1,94 @@
+"""Several processes as one trainer: each takes its slice of the global batch.
+
+A process knows its place from the environment that torchrun sets (``RANK``, ``WORLD_SIZE``,
+``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``).  Without it there is one process and nothing
+here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=7)  # the others wait while the first holds out for a lock
+
+
+class Rank(NamedTuple):
+    """Which process this is, of how many."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def here() -> Rank:
+    """This process's place."""
+    return Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[Rank]:
+    """Joins the processes for as long as the block runs."""
+    rank = here()
+    if rank.world == 1:
+        yield rank
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield rank
+    finally:
+        dist.destroy_process_group()
+
+
+def tell(value: Any) -> Any:
+    """The first process's ``value``, for all."""
+    if here().world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    tell(None)
+    if here().world > 1:
+        dist.barrier()
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    rank = here()
+    if rank.world > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= rank.world
+    return value
+
+
+def parallel(net: nn.Module, device: torch.device) -> nn.Module:
+    """The network with gradients averaged over the processes."""
+    if here().world == 1:
+        return net
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
+
+
+def unsynchronised(net: nn.Module, whole: bool) -> AbstractContextManager[None]:
+    """Leaves gradients unaveraged for a part of a batch unless it is the last."""
+    if isinstance(net, DistributedDataParallel) and not whole:
+        return net.no_sync()
+    return nullcontext()

@@ -1,0 +1,80 @@
+"""Two processes train what one does, and may be taken up by another number of them."""
+
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from rfpp_core import checkpoint
+from tests.conftest import Project
+
+TOLERANCE = 2e-4  # sums of gradients in another order, over 100 updates of Adam
+
+
+def weights(project: Project) -> dict:
+    return checkpoint.load(project.path / "models/flow2.safetensors").tensors
+
+
+def train(project: Project, processes: int) -> list[str]:
+    return ["env", f"RFPP_PROCESSES={processes}", sys.executable, "-m", "pipeline.reflow", "2"]
+
+
+@pytest.fixture
+def ready(tmp_path, finished) -> Project:
+    """A project that stands before reflow."""
+    project = finished.copy(tmp_path / "project")
+    shutil.rmtree(project.path / ".work/reflow")
+    (project.path / "models/flow2.safetensors").unlink()
+    return project
+
+
+def close(one: dict, other: dict) -> bool:
+    return all(float((one[name] - other[name]).abs().max()) < TOLERANCE for name in one)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            "-m", "pipeline.reflow", "2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_are_one_trainer(ready, finished, torchrun):
+    done = ready.run(*(TORCHRUN if torchrun else train(ready, 2)))
+    assert done.stdout.count("reflow@2: 100 steps") == 1
+    assert close(weights(ready), weights(finished))
+    rows = (ready.path / "curves/flow2_loss.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(10, 101, 10)]
+
+
+def test_a_training_goes_on_with_another_number_of_processes(ready, finished):
+    running = ready.start(*train(ready, 2))
+    while not list((ready.path / ".work").glob("reflow/*/state-*.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)  # the first process alone: the other dies with it
+    running.wait()
+    assert not (ready.path / "models/flow2.safetensors").exists()
+    done = ready.run(*train(ready, 1))
+    assert "goes on from step" in done.stdout
+    assert close(weights(ready), weights(finished))
+
+
+def test_an_uneven_share_is_refused(ready):
+    done = ready.run(*train(ready, 3), ok=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rfpp")]
+    assert lines == ["rfpp: batch is 64, which 3 processes do not share evenly"]
+
+
+def test_ranks_take_slices_of_one_batch():
+    from rfpp_core import loader
+    from rfpp_core.distributed import Rank
+
+    images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(50, 1, 2, 2)
+    cpu = torch.device("cpu")
+    whole = next(loader.batches(images, None, 12, 5, cpu, start=9))
+    parts = [next(loader.batches(images, None, 12, 5, cpu, 9, Rank(r, 3))) for r in range(3)]
+    assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
+    assert torch.equal(torch.cat([part.position for part in parts]), whole.position)
