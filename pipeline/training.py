@@ -250,4 +250,9 @@ def read_model(path: Path) -> tuple[str, dict[str, Any]]:
         UserError: naming the command that makes it.
     """
     tensors, about = checkpoint.load(path)
+    try:
+        _ = about["architecture"]["shape"], int(about["provenance"]["budget_with_ancestors"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a model file of the pipeline (no architecture or budget "
+                        f"in its metadata)") from None  # fmt: skip
     return checkpoint.weights_digest(tensors, about["architecture"]), about

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rfpp_core import checkpoint, losses, timesteps
@@ -17,7 +18,7 @@ from rfpp_core.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.nets.small_unet import SmallUNet
 from rfpp_core.nets.song_unet import Embedding, Encoder, SongUNet
 from rfpp_core.noise import subkey
-from rfpp_core.params import Loss, Network, Params, Times, Training
+from rfpp_core.params import Architecture, Loss, Network, Params, Times, Training, explained
 from rfpp_core.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.sampling import Flow
 from rfpp_core.trainer import LossFunction, TrainConfig
@@ -44,12 +45,10 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
         UserError: if the document is not one, or the image does not halve often enough.
     """
     try:
-        c, h, w = arch["shape"]
-        network = Network.model_validate(
-            {k: v for k, v in arch.items() if k not in ("shape", "classes")}
-        )
-    except (KeyError, ValueError) as error:
-        raise UserError(f"not an architecture of this version: {error}") from None
+        network = Architecture.model_validate(arch)
+    except ValidationError as error:
+        raise UserError(f"not an architecture of this version: {explained(error)}") from None
+    c, h, w = network.shape
     halvings = 2 ** (len(network.multipliers) - 1)
     if h != w or h % halvings:
         raise UserError(
@@ -58,7 +57,7 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
-        model = _model(network, c, h, int(arch["classes"]), dropout)
+        model = _model(network, c, h, network.classes, dropout)
     edm = network.precond == "edm"
     return EDMVelocity(model, network.sigma_data) if edm else PlainVelocity(model)
 
@@ -87,11 +86,15 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     """
     path = Path(path)
     tensors, about = checkpoint.load(path)
-    if "architecture" not in about:
+    arch = about.get("architecture")
+    if not isinstance(arch, dict):
         raise UserError(f"{path} is not a model file (no architecture in its metadata)")
-    arch = about["architecture"]
-    net = field(arch)
-    checkpoint.load_into(net, tensors, str(path))
+    start = about.get("start", 1.0)
+    if not isinstance(start, float | int) or not 0 < start <= 1:
+        raise UserError(f"{path} starts at {start!r}; a flow starts at a time in (0, 1]")
+    with torch.device("meta"):  # nothing is allocated for what the file does not hold
+        net = field(arch)
+    checkpoint.load_into(net, tensors, str(path), assign=True)
     net.requires_grad_(False).eval()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     digest = checkpoint.weights_digest(tensors, arch)

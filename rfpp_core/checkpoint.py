@@ -67,15 +67,18 @@ def metadata(path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Loads weights whose names and shapes must be exactly the module's.
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str, assign: bool = False
+) -> None:
+    """Loads weights whose names and shapes must be exactly the module's; ``assign`` makes them its
+    own instead of copying.
 
     Raises:
         UserError: with the list of differences.
     """
     want = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     check_fit(want, {name: tuple(t.shape) for name, t in tensors.items()}, where)
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def check_fit(

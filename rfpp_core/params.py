@@ -19,6 +19,7 @@ from rfpp_core.errors import UserError
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(gt=0, le=4096)]
 RoundName = Annotated[str, Field(pattern=r"^([2-9]|[1-9][0-9]+)$")]
 FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]*$")]
 SolverName = Annotated[
@@ -53,15 +54,25 @@ class Network(Section):
     """
 
     arch: Literal["small_unet", "ncsnpp", "ddpmpp", "adm"] = "small_unet"
-    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (1, 2)
-    blocks: Positive = 1
+    channels: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 32
+    multipliers: Annotated[
+        tuple[Annotated[int, Field(gt=0, le=64)], ...], Field(min_length=1, max_length=6)
+    ] = (1, 2)
+    blocks: Annotated[int, Field(gt=0, le=64)] = 1
     attention: Annotated[int, Field(ge=0)] = 0  # coarsest levels of a small_unet that attend
     attention_resolutions: tuple[Positive, ...] = (16,)
-    augment: Annotated[int, Field(ge=0)] = 9
+    augment: Annotated[int, Field(ge=0, le=1000)] = 9
     conditional: bool = False
     precond: Literal["velocity", "edm"] = "edm"
     sigma_data: PositiveFloat = 0.5
+
+
+class Architecture(Network):
+    """The document of a network in a model file: what :class:`Network` says, and for what data."""
+
+    conditional: bool = False  # told by ``classes``
+    shape: tuple[Side, Side, Side]
+    classes: Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Times(Section):
@@ -377,7 +388,12 @@ def parse(raw: dict[str, Any], where: str = "params") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
+        raise UserError(f"{where}: {explained(error)}") from None
+
+
+def explained(error: ValidationError) -> str:
+    """What is wrong with each param, and what is allowed, in one line."""
+    return " ".join("; ".join(map(_explain, error.errors())).split())
 
 
 def _explain(error: Any) -> str:

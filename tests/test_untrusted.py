@@ -1,0 +1,140 @@
+"""Files of strangers: whatever is in them, the answer is a result or a declared error."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from rfpp_core import build, foreign, params
+from rfpp_core.errors import UserError
+from rfpp_core.pair_spec import Pairs
+from rfpp_core.pairs import PairStore
+from tests.conftest import SMOKE, randomised, spec_for, tiny_arch
+
+few = settings(max_examples=60, deadline=None, derandomize=True,
+               suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+documents = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+WHOLE = yaml.safe_load(SMOKE.read_text())
+PLACES = [(section, name) for section, values in WHOLE.items() if isinstance(values, dict)
+          for name in values]  # fmt: skip
+
+
+def declared(call):
+    """Runs it; only a user's error of one line may come out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return call()
+        except UserError as error:
+            assert "\n" not in str(error)
+            return None
+
+
+@few
+@given(st.sampled_from(PLACES), documents)
+def test_params_with_anything_in_a_place(place, value):
+    section, name = place
+    declared(lambda: params.parse({**WHOLE, section: {**WHOLE[section], name: value}}))
+
+
+@few
+@given(st.binary(max_size=200) | documents.map(lambda d: yaml.safe_dump(d).encode()))
+def test_params_files(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    declared(lambda: params.load(path))
+
+
+def test_yaml_runs_nothing(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"seed: !!python/object/apply:pathlib.Path.touch ['{tmp_path}/ran']\n")
+    with pytest.raises(UserError, match="is not YAML"):
+        params.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+ABOUT = {"architecture": tiny_arch(), "provenance": {"stage": "pretrain"}, "start": 1.0}
+
+
+@few
+@given(st.sampled_from([*ABOUT["architecture"], "about", "start", "architecture"]), documents)
+def test_model_metadata(tmp_path, place, value):
+    """One part of the document is anything; big enough networks would be an attack by size."""
+    about = json.loads(json.dumps(ABOUT))
+    if place in about:
+        about[place] = value
+    elif place == "about":
+        about = value
+    else:
+        about["architecture"][place] = value
+    tensors = randomised(build.field(tiny_arch())).state_dict()
+    save_file(dict(tensors), tmp_path / "m.safetensors", metadata={"rfpp": json.dumps(about)})
+    declared(lambda: build.load_flow(tmp_path / "m.safetensors"))
+
+
+@few
+@given(st.binary(max_size=300))
+def test_model_files(tmp_path, content):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    assert declared(lambda: build.load_flow(path)) is None
+
+
+def test_a_network_too_large_to_build_is_refused(tmp_path):
+    """The metadata of a small file cannot make the reader allocate without bound."""
+    about = json.loads(json.dumps(ABOUT))
+    about["architecture"] |= {"channels": 8 * 10**6, "multipliers": [10**4] * 6}
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors",
+              metadata={"rfpp": json.dumps(about)})  # fmt: skip
+    with pytest.raises(UserError):
+        build.load_flow(tmp_path / "m.safetensors")
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = PairStore.create(tmp_path / "pairs.zarr", spec_for(), 20)
+    images = np.zeros((20, 1, 8, 8), np.uint8)
+    made.commit(0, Pairs(images, np.full(20, -1, np.int16), None))
+    return made
+
+
+@few
+@given(st.binary(max_size=100) | documents.map(lambda d: json.dumps(d).encode()))
+def test_markers(store, content):
+    (store.path / "commits/000000.json").write_bytes(content)
+    declared(lambda: PairStore.open(store.path).verify())
+    declared(lambda: PairStore.open(store.path).read_all())
+
+
+SPEC = spec_for().identity
+
+
+@few
+@given(st.sampled_from([*SPEC, "all"]), documents)
+def test_store_metadata(store, name, value):
+    meta = store.path / "zarr.json"
+    document = json.loads(meta.read_text())
+    document["attributes"]["rfpp"] = value if name == "all" else {**SPEC, name: value}
+    meta.write_text(json.dumps(document))
+    declared(lambda: PairStore.open(store.path).read_all())
+
+
+@few
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x04", b"\x80\x02}q\x00"])
+)
+def test_checkpoints(tmp_path, content, head):
+    path = tmp_path / "net.pkl"
+    path.write_bytes(head + content)
+    assert declared(lambda: foreign.read(path)) is None
