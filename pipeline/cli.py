@@ -58,7 +58,7 @@ def sample(
     label: Annotated[int | None, typer.Option(help="class, for a conditional flow")] = None,
     guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
     solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun; rk45")] = None,
-    times: Annotated[str, typer.Option(help="a grid instead of the uniform one: 1,0.8")] = "",
+    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
     out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
 ) -> None:
     """Draws images from one model file."""
@@ -72,7 +72,7 @@ def sample(
         raise UserError(f"{out} must end in .png or .npz")
     flow = build.load_flow(model, runtime.device())
     labels = None if label is None else [label]
-    recipe = Recipe.of(nfe, solver, times, guidance, flow.classes)
+    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
     images = flow.sample(n, nfe, seed, labels, recipe)
     if out.suffix == ".png":
         save_grid(images, out, columns=max(1, round(n**0.5)))
@@ -90,14 +90,14 @@ def export(
     nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
     guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
     solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun")] = None,
-    times: Annotated[str, typer.Option(help="a grid instead of the uniform one: 1,0.8")] = "",
+    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
 ) -> None:
     """Writes a generator for other runtimes: noise (and label) in, images in [-1, 1] out."""
     from rfpp_core import build
     from rfpp_core.export import export as write
 
     flow = build.load_flow(model)
-    recipe = Recipe.of(nfe, solver, times, guidance, flow.classes)
+    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
     gap = write(flow, recipe, out)
     print(f"{model} at {recipe.forwards} NFE -> {out}; its images differ from the flow's by at "
           f"most {gap:.1g}")  # fmt: skip
@@ -121,7 +121,10 @@ def import_checkpoint(
         sizes = tuple(int(n) if n.strip().isdigit() else 0 for n in shape.split(","))
         if len(sizes) != 3 or not all(sizes):
             raise UserError(f"--shape is '{shape}'; it must be three numbers such as 3,32,32")
-        document = build.architecture(params.load(arch).network, sizes, classes)
+        network = params.load(arch).network
+        if network.conditional and not classes:
+            raise UserError(f"the network of {arch} is conditional; give --classes")
+        document = build.architecture(network, sizes, classes)
     start = 1.0 if rectified else importing.EDM_START
     about = importing.convert(source, target, document, start=start)
     found = about["architecture"]
@@ -162,6 +165,7 @@ def pairs_import(
     from tqdm import tqdm
 
     from rfpp_core import archives, files
+    from rfpp_core.pairs import PairStore
 
     archive = archives.Archive(images, noise, labels)
     digests = tuple(files.sha256(path) for path in (images, noise, labels) if path)
@@ -169,8 +173,11 @@ def pairs_import(
         archive, out, digests, lambda shards: tqdm(shards, desc="pairs", disable=None),
         solver=solver, nfe=nfe, grid=grid,
     )  # fmt: skip
-    print(f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and deviation {found.std:.4f}; "
-          f"correlation with the images {found.coupling:.4f}")  # fmt: skip
+    print(
+        f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and deviation {found.std:.4f}; "
+        f"correlation with the images {found.coupling:.4f}\n"
+        f"generate: {{source: import, path: {out}, digest: {PairStore.open(out).digest(False)}}}"
+    )
     if abs(found.coupling) < found.chance:
         print(f"rfpp: noises and images look independent (correlation within {found.chance:.4f}): "
               f"if these are a flow's pairs, this NumPy draws other noise than theirs did",

@@ -80,8 +80,8 @@ def translate(
 def _open(
     model: Path, paths: Sequence[Path], solver: str, nfe: int
 ) -> tuple[Flow, Tensor, Recipe]:
-    recipe = Recipe.of(nfe, solver, "", 1.0, 0)  # wrong ones are said before anything is read
     flow = build.load_flow(model, runtime.device())
+    recipe = Recipe.of(flow, nfe, solver)
     channels, side, _ = flow.shape
     found = [image for path in paths for image in sources.images_at(path, channels, side)]
     return flow, pixels.to_float(torch.from_numpy(np.stack(found))), recipe

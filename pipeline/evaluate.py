@@ -109,8 +109,10 @@ def measure(
 
 
 def row_of(recipe: Recipe, n: int, found: list[dict[str, float]]) -> Row:
-    """A line of the curves CSV: means and deviations over sampling seeds."""
+    """A line of the curves CSV: means and deviations over sampling seeds; ``distance`` is that of
+    the first feature net again, under one name for `dvc plots`."""
     row: Row = {"nfe": recipe.nfe, "solver": recipe.solver, "n": n, "seeds": len(found)}
+    row["distance"] = _round(float(np.mean([next(iter(sample.values())) for sample in found])))
     for name in found[0]:
         values = np.array([sample[name] for sample in found])
         spread = values.std(ddof=1) if len(values) > 1 else np.nan

@@ -59,7 +59,7 @@ def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | N
             torch.from_numpy(made.images),
             torch.from_numpy(made.labels).long(),
             config.finetune.mix,
-            pairs.spec.seed,
+            reflow.coupling_of(pairs, made.noise),
         )
     return torch.from_numpy(images), y, coupling, checkpoint.load(_start(item)).tensors
 

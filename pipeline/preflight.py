@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import perceptual_net, prepare, stage
+from pipeline import generate, perceptual_net, prepare, stage
 from rfpp_core import build, files, inception, perceptual, runtime
 from rfpp_core.errors import UserError
-from rfpp_core.pairs import PairStore
 from rfpp_core.params import Params, Training, load
 from rfpp_core.sources import CorruptImage, Source
 
@@ -25,7 +24,6 @@ DONE = Path("data/preflight.txt")
 def run() -> None:
     config = load()
     stage.check_builds()
-    stage.library_caches()
     missing = list(problems(config))
     if len(missing) == 1:
         raise UserError(missing[0])
@@ -46,12 +44,22 @@ def problems(config: Params) -> Iterator[str]:
         if name.startswith("inception"):
             yield from _failures(lambda: _inception(config))
             break
-    imported = config.pretrain.source == "import"
-    if imported:
+    if config.pretrain.source == "import":
         yield from _failures(lambda: _checkpoint(config))
-    trainings = [] if imported else [(config.pretrain, "pretrain")]
-    for section, kind in (*trainings, (config.reflow, "reflow")):
+    for section, kind in trainings(config):
         yield from _of_training(section, kind)
+
+
+def trainings(config: Params) -> list[tuple[Training, str]]:
+    """The trainings that the run will really do, with the names of their sections."""
+    found: list[tuple[Training, str]] = []
+    if config.pretrain.source == "train":
+        found.append((config.pretrain, "pretrain"))
+    if config.rounds:
+        found.append((config.reflow, "reflow"))
+    if config.finetunes:
+        found.append((config.finetune, "finetune"))
+    return found
 
 
 def _of_images(config: Params, source: Source) -> Iterator[str]:
@@ -74,16 +82,15 @@ def _of_images(config: Params, source: Source) -> Iterator[str]:
             build.field(build.architecture(config.network, shape, classes))
 
     yield from _failures(network)
-    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+    for section, kind in trainings(config):
         native = section.loss.is_perceptual and section.loss.perceptual == "lpips"
         side = section.loss.resize or shape[-1]
         if native and side < perceptual.LEAST_SIDE:
             yield (f"{kind}.loss.resize gives LPIPS images of {side} pixels; VGG16 needs at least "
                    f"{perceptual.LEAST_SIDE}")  # fmt: skip
-    if config.generate.source == "import":
-        yield from _failures(lambda: PairStore.open(Path(config.generate.path or "")))
-        return
-    yield from _disk(config, int(torch.Size(shape).numel()))
+    if config.rounds and config.generate.source == "import":
+        yield from _failures(lambda: generate.imported(config.generate))
+    yield from _disk(config, int(torch.Size(shape).numel()), len(source.keys))
 
 
 def _without_labels(config: Params) -> Iterator[str]:
@@ -92,7 +99,7 @@ def _without_labels(config: Params) -> Iterator[str]:
         needs.append("network.conditional: true")
     if "classifier" in config.features.nets:
         needs.append("features.nets with classifier (inception or pixels need none)")
-    for section, kind in ((config.pretrain, "pretrain"), (config.reflow, "reflow")):
+    for section, kind in trainings(config):
         if section.loss.is_perceptual and section.loss.perceptual == "classifier":
             needs.append(f"{kind}.loss.perceptual: classifier")
     if needs:
@@ -122,11 +129,13 @@ def _checkpoint(config: Params) -> None:
         raise UserError(f"{path} has sha256 {found}, not {want} (pretrain.checkpoint_sha256)")
 
 
-def _disk(config: Params, values: int) -> Iterator[str]:
-    """Pairs are a byte a value; what is staged already need not be made."""
+def _disk(config: Params, values: int, images: int) -> Iterator[str]:
+    """A byte a value of a pair, five of an inverted one, whose noise is stored; what is staged
+    already need not be made."""
+    made = config.generate.n * len(config.rounds) if config.generate.source == "teacher" else 0
     pairs = stage.work() / "pairs"
     there = sum(file.stat().st_size for file in pairs.rglob("*") if file.is_file())
-    need = config.generate.n * values * len(config.rounds) - there
+    need = values * (made + 5 * images * len(config.finetunes)) - there
     free = shutil.disk_usage(stage.work()).free
     if need > free:
         yield (f"the pairs take up to {need / 1e9:.1f} GB and {stage.work()} has {free / 1e9:.1f} "

@@ -47,6 +47,7 @@ def run() -> None:
         data.read(stage.IMAGES, "train"),
         data.read(stage.IMAGES, "held_out"),
     )
+    runtime.exact()
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     document: dict[str, Any] = {
         "features": described(config.features),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import stage, training
@@ -40,6 +43,7 @@ def job(k: str) -> training.Job:
     if store.spec.teacher not in (digest, ""):  # "": imported, of a teacher not known here
         raise UserError(f"{pairs_path(k)} was made by another teacher than {teacher}; "
                         f"run `dvc repro generate@{k}`")  # fmt: skip
+    _check_fit(store, about["architecture"], teacher)
     guidance = store.spec.guidance if store.spec.classes else 1.0
     return training.Job(
         name=f"reflow@{k}",
@@ -54,16 +58,31 @@ def job(k: str) -> training.Job:
     )
 
 
+def _check_fit(store: PairStore, arch: dict[str, Any], teacher: Path) -> None:
+    """Imported pairs may be of other images than the teacher's."""
+    spec, shape, classes = store.spec, tuple(arch["shape"]), arch["classes"]
+    if spec.shape != shape:
+        raise UserError(f"{store.path} holds images of {'x'.join(map(str, spec.shape))}, but "
+                        f"{teacher} is of {'x'.join(map(str, shape))}")  # fmt: skip
+    if bool(spec.classes) != bool(classes) or spec.classes > classes:
+        raise UserError(f"{store.path} has labels of {spec.classes or 'no'} classes, but "
+                        f"{teacher} of {classes or 'none'}")  # fmt: skip
+
+
 def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config, store = params.load(), PairStore.open(pairs_path(k))
     images, labels, noise = store.read_all()
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None
-    coupling = couplings.seeded(store.spec.seed)
-    if noise is not None:
-        coupling = couplings.stored(torch.from_numpy(noise))
-    return torch.from_numpy(images), y, coupling, weights
+    return torch.from_numpy(images), y, coupling_of(store, noise), weights
+
+
+def coupling_of(store: PairStore, noise: NDArray[np.float32] | None) -> Coupling:
+    """The store's own: noise by its seed, or as it holds it."""
+    if noise is None:
+        return couplings.seeded(store.spec.seed)
+    return couplings.stored(torch.from_numpy(noise))
 
 
 def run(k: str) -> None:

@@ -125,22 +125,24 @@ def _table(net: str, curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
 def _said_of(net: str, config: params.Params) -> str:
     """What must be said beside the numbers of a feature net."""
     said = {
-        "classifier": "A classifier trained here on the labels, hence fd_classifier, not FID "
-        f"(held-out accuracy {_accuracy():.3f}).",
-        "inception": "FID as published ones: clean-fid's Inception, legacy_tensorflow resizing.",
+        "classifier": "A classifier trained here on the labels, hence fd_classifier, not FID.",
+        "inception": "clean-fid's Inception, legacy_tensorflow resizing, as published FIDs.",
         "inception_clean": "clean-fid's Inception and its own resizing: not set beside FIDs that "
         "were resized otherwise.",
         "pixels": "A last resort: averaged pixels see neither detail nor content.",
     }[net]
-    if net.startswith("inception") and (config.evaluate.n < 50_000 or config.dataset.limit):
-        said += (f" n = {config.evaluate.n:,} and images are limited to "
-                 f"{config.dataset.limit or 'no number'}: published FIDs take 50,000 samples and "
-                 f"the whole training set.")  # fmt: skip
-    loss = config.reflow.loss
-    shared = {"lpips": "ImageNet", "classifier": "the labels"}[loss.perceptual]
+    if net == "classifier":
+        about = checkpoint.load(Path("models/features.safetensors")).about
+        said += f" Its held-out accuracy is {about['held_out_accuracy']:.3f}."
+    dataset = config.dataset
+    some = dataset.limit or dataset.name != "cifar10"  # others hold a part of the set out
+    if net.startswith("inception") and (config.evaluate.n < 50_000 or some):
+        said += (f" Published FIDs take 50,000 samples and the whole training set; here they are "
+                 f"{config.evaluate.n:,} and its training split.")  # fmt: skip
     knows = {"inception": "lpips", "inception_clean": "lpips", "classifier": "classifier"}
-    if loss.is_perceptual and knows.get(net) == loss.perceptual:
-        said += f" The loss of reflow and this net both know {shared}."
+    if knows.get(net) in {loss.perceptual for loss in _losses(config) if loss.is_perceptual}:
+        shared = "ImageNet" if net.startswith("inception") else "the labels"
+        said += f" The net of a training's loss and this one both know {shared}."
     return (
         f"<p class=note>{said} ± is the deviation over sampling seeds, or bootstraps in the real "
         f"rows. Distances are to the training split unless said; KID is on features standardised "
@@ -149,9 +151,10 @@ def _said_of(net: str, config: params.Params) -> str:
     )
 
 
-def _accuracy() -> float:
-    about = checkpoint.load(Path("models/features.safetensors")).about
-    return float(about["held_out_accuracy"])
+def _losses(config: params.Params) -> list[params.Loss]:
+    sections = [config.pretrain] if config.pretrain.source == "train" else []
+    later = [(config.rounds, config.reflow), (config.finetunes, config.finetune)]
+    return [s.loss for s in (*sections, *(section for used, section in later if used))]
 
 
 def _rankings(nets: Sequence[str], curves: dict[str, list[Row]]) -> str:
@@ -259,7 +262,6 @@ def _plot_times(path: Path, config: params.Params) -> None:
 
 
 def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
-    stage.library_caches()
     import matplotlib
 
     matplotlib.use("Agg")

@@ -42,6 +42,7 @@ def main(run: Callable[..., None], *names: str) -> None:
     try:
         if len(sys.argv) != 1 + len(names):
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
+        library_caches()
         run(*sys.argv[1:])
     except UserError as error:
         _complain(str(error))

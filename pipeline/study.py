@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from pipeline import stage, training
+from pipeline import perceptual_net, stage, training
 from rfpp_core import params
 from rfpp_core.metrics import DISTANCES
 
@@ -41,10 +41,11 @@ Result = dict[str, Any]
 def run() -> None:
     config = params.load()
     base = config.model_dump(mode="json")
-    base["rounds"] = {"2": {"teacher": "flow1"}}
+    base["rounds"], base["finetunes"] = {"2": {"teacher": "flow1"}}, {}
     base["evaluate"] |= {"seeds": 1, "teacher_seeds": TEACHER_SEEDS}
-    rooms = training.rooms_of(config.network.arch, config.reflow.loss)
-    identity = {"params": base, "code": stage.code_digests(rooms)}
+    rooms = {*training.rooms_of(config.network.arch, config.reflow.loss), *perceptual_net.ROOMS}
+    code = stage.code_digests(sorted({*rooms, "sampling", "solvers", "schedules", "metrics"}))
+    identity = {"params": base, "code": code}
     shared = stage.work() / "study" / stage.name_of(identity) / "shared"
     if not all((shared / name).exists() for name in SHARED):
         _stages(shared, base, "prepare", "reference")

@@ -93,7 +93,8 @@ class Archive:
 def convert(
     archive: Archive, out: Path, digests: tuple[str, ...], watch: Watch, **solver: Any
 ) -> Checked:
-    """Writes the store ``out`` shard by shard; shards that are there already are kept.
+    """Writes the store ``out``, which appears when all of it is there and checked; an interrupted
+    import goes on.
 
     Args:
         archive: the pairs.
@@ -103,8 +104,11 @@ def convert(
         solver: ``solver``, ``nfe`` and ``grid`` that are said to have made them.
 
     Raises:
-        UserError: if an image or a noise is damaged, or the noise is not standard normal.
+        UserError: if ``out`` exists, an image or a noise is damaged, or the noise is not standard
+            normal.
     """
+    if out.exists():
+        raise UserError(f"{out} exists; remove it or name another")
     shape = archive.image(0).shape
     c, h, w = shape
     spec = PairSpec(
@@ -120,7 +124,8 @@ def convert(
         noise_kind="stored",
         **solver,
     )
-    store = PairStore.create(out, spec, len(archive.images))
+    building = out.with_name(f".{out.name}.partial")
+    store = PairStore.create(building, spec, len(archive.images))
     for shard in watch(store.missing()):
         index = range(*store.span(shard))
         images = [archive.image(i) for i in index]
@@ -129,7 +134,9 @@ def convert(
         noises = np.stack([archive.noise(i, shape) for i in index])
         labels = archive.labels[index.start : index.stop]
         store.commit(shard, Pairs(np.stack(images), labels, noises), made_by="import")
-    return check(PairStore.open(out))
+    found = check(PairStore.open(building))
+    building.rename(out)
+    return found
 
 
 def check(store: PairStore) -> Checked:

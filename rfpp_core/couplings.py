@@ -52,18 +52,20 @@ def stored(noise: Tensor) -> Coupling:
     return pair
 
 
-def mixed(real: Coupling, images: Tensor, labels: Tensor | None, p: float, seed: int) -> Coupling:
-    """Each sample is, with probability p, one of a store's seeded pairs instead of a real one.
+def mixed(
+    real: Coupling, images: Tensor, labels: Tensor | None, p: float, pairs: Coupling
+) -> Coupling:
+    """Each sample is, with probability p, one of a store's pairs instead of a real one.
 
     Config G of RF++ (arXiv 2405.20320) trains on (real image, inverted noise); p is the
     share of (synthetic image, real noise).
 
     Args:
         real: coupling of the batch.
-        images: uint8 (N, C, H, W) of the seeded pairs.
+        images: uint8 (N, C, H, W) of the store.
         labels: int64 (N,) or None.
         p: in [0, 1].
-        seed: that of the pairs.
+        pairs: the store's own coupling.
     """
     if not p:
         return real
@@ -72,8 +74,8 @@ def mixed(real: Coupling, images: Tensor, labels: Tensor | None, p: float, seed:
         x, z, y = real(batch, draws)
         chosen = draws.uniform("mix") < p
         position = (draws.uniform("mix position") * len(images)).long()
-        other = to_float(images[position.to(images.device)].to(x.device))
-        other_z = normal(seed, position, tuple(x.shape[1:]))
+        drawn = to_float(images[position.to(images.device)].to(x.device))
+        other, other_z, _ = pairs(Batch(drawn, position, None), draws)
         if y is not None and labels is not None:
             y = torch.where(chosen, labels[position.to(labels.device)].to(y), y)
         return Coupled(

@@ -46,8 +46,8 @@ def export(flow: Flow, recipe: Recipe, path: Path) -> float:
     Raises:
         UserError: if the suffix is another, the solver is adaptive, or packages are missing.
     """
-    if recipe.solver == ADAPTIVE:
-        raise UserError("rk45 has no fixed graph; export takes euler, midpoint, heun or anchored")
+    if recipe.solver in (ADAPTIVE, "edm-heun"):  # no fixed graph; a state in float64
+        raise UserError(f"{recipe.solver} is not exported; take euler, midpoint, heun or anchored")
     writers = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(writers)}")

@@ -49,6 +49,12 @@ def convert(
     found = foreign.read(source)
     if sha256 and found.digest != sha256:
         raise UserError(f"{source} has sha256 {found.digest}, not {sha256} as the params say")
+    kind, sigma_data = (found.hints.get(name) for name in ("class_name", "sigma_data"))
+    if kind not in (None, "EDMPrecond") or sigma_data not in (None, 0.5):
+        raise UserError(
+            f"{source} is preconditioned as {kind}, sigma_data {sigma_data}; only EDMPrecond with "
+            f"0.5 is read (NVlabs' edm-*.pkl, not baseline-*.pkl)"
+        )
     ours = checkpoint.metadata(source) if found.kind == "safetensors" else {}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
     if arch is None:

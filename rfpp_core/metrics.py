@@ -20,7 +20,7 @@ from rfpp_core.flow import Field
 from rfpp_core.solvers import trajectory
 
 Features = NDArray[np.float64]
-STRAIGHTNESS_STEPS = 100
+STRAIGHTNESS_STEPS, STRAIGHTNESS_BATCH = 100, 100
 DISTANCES = {  # what a Frechet distance is called by feature net: FID is Inception's alone
     "classifier": "fd_classifier",
     "inception": "fid",
@@ -124,10 +124,15 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float 
     Paths begin at t = ``start`` from ``start z``.
     """
     grid = torch.linspace(start, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
-    states = list(trajectory(field, start * z, grid, "euler", "full", y))
-    chord = (states[0] - states[-1]) / start
-    velocities = [(a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states)]
-    return math.fsum(float((v - chord).square().mean()) for v in velocities) / len(velocities)
+    total = 0.0
+    for part in range(0, len(z), STRAIGHTNESS_BATCH):
+        here = slice(part, part + STRAIGHTNESS_BATCH)
+        label = None if y is None else y[here]
+        states = list(trajectory(field, start * z[here], grid, "euler", "full", label))
+        chord = (states[0] - states[-1]) / start
+        velocities = ((a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states))
+        total += math.fsum(float((v - chord).square().sum()) for v in velocities)
+    return total / STRAIGHTNESS_STEPS / z.numel()
 
 
 class Inversion(NamedTuple):

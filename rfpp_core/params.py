@@ -207,10 +207,11 @@ class Finetuned(Section):
 
 class Generate(Section):
     """The pairs: n of them in shards, made in index-aligned micro-batches; or those of a store
-    that ``rfpp pairs import`` made, at ``path``."""
+    that ``rfpp pairs import`` made, at ``path``, with the ``digest`` that it printed."""
 
     source: Literal["teacher", "import"] = "teacher"
     path: str | None = None
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     n: Positive = 20000
     shard: Positive = 2000
     micro_batch: Positive = 250
@@ -226,8 +227,9 @@ class Generate(Section):
                              f"({self.micro_batch})")  # fmt: skip
         if self.n % self.shard:
             raise ValueError(f"n ({self.n}) must be a multiple of shard ({self.shard})")
-        if self.source == "import" and not self.path:
-            raise ValueError("source: import needs path, a store made by `rfpp pairs import`")
+        if self.source == "import" and not (self.path and self.digest):
+            raise ValueError("source: import needs path, a store made by `rfpp pairs import`, and "
+                             "digest, which that printed")  # fmt: skip
         return self
 
 
@@ -325,20 +327,37 @@ class Params(Section):
     @model_validator(mode="after")
     def an_imported_teacher_is_edm_s(self) -> Params:
         imported = self.pretrain.source == "import"
-        if imported and self.network.precond != "edm":
-            raise ValueError("pretrain.source: import needs network.precond: edm")
-        steps = -(-self.generate.nfe // 2)
-        late = self.generate.grid == "uniform" and steps > 80
-        if imported and late:
-            raise ValueError("generate.grid: uniform with more than 80 steps begins before an "
-                             "imported EDM's first time, 80/81; take karras")  # fmt: skip
-        if "edm-heun" in (self.generate.solver, self.invert.solver) and not imported:
-            raise ValueError("solver edm-heun integrates over sigma, which has no end at "
-                             "t = 1: it is for pretrain.source: import")  # fmt: skip
-        if self.generate.solver == "edm-heun" and self.generate.nfe % 2 == 0:
-            raise ValueError(f"generate.nfe is {self.generate.nfe}; edm-heun drops the last "
-                             f"correction, so N steps spend 2N - 1: an odd number")  # fmt: skip
+        network = self.network
+        if imported and (network.precond, network.sigma_data) != ("edm", 0.5):
+            raise ValueError("pretrain.source: import needs network.precond: edm and "
+                             "network.sigma_data: 0.5")  # fmt: skip
+        if imported and self.generate.guidance != 1:
+            raise ValueError("generate.guidance other than 1 needs a teacher trained here with "
+                             "label_dropout; an imported one is not")  # fmt: skip
+        if self.evaluate.solver == "edm-heun":
+            raise ValueError("evaluate.solver edm-heun cannot start at t = 1; the many-step row "
+                             "of an imported teacher is by it anyway")  # fmt: skip
+        for name, section, teacher in self._solved():
+            late = imported and teacher == "flow1"
+            if section.solver == "edm-heun" and not late:
+                raise ValueError(f"{name}.solver edm-heun integrates over sigma, which has no end "
+                                 f"at t = 1: it is for an imported flow1, not for {teacher} "
+                                 f"(pretrain.source: {self.pretrain.source})")  # fmt: skip
+            if late and section.grid == "uniform" and -(-section.nfe // 2) > 80:
+                raise ValueError(f"{name}.grid: uniform with more than 80 steps begins before an "
+                                 f"imported EDM's first time, 80/81; take karras")  # fmt: skip
+        made = self.generate
+        if made.solver == "edm-heun" and made.nfe % 2 == 0:
+            raise ValueError(f"generate.nfe is {made.nfe}; edm-heun drops the last correction, so "
+                             f"N steps spend 2N - 1: an odd number")  # fmt: skip
         return self
+
+    def _solved(self) -> list[tuple[str, Generate | Invert, str]]:
+        """Which section integrates which teacher's ODE."""
+        made: list[tuple[str, Generate | Invert, str]] = []
+        if self.generate.source == "teacher":
+            made += [("generate", self.generate, item.teacher) for item in self.rounds.values()]
+        return made + [("invert", self.invert, item.teacher) for item in self.finetunes.values()]
 
     @model_validator(mode="after")
     def teachers_come_before(self) -> Params:

@@ -55,25 +55,30 @@ class Recipe:
     guidance: float = 1.0
 
     @classmethod
-    def of(cls, nfe: int, solver: str | None, times: str, guidance: float, classes: int) -> Recipe:
-        """As asked for in words; Euler up to 8 evaluations, Heun beyond, unless ``solver`` says.
+    def of(
+        cls, flow: Flow, nfe: int, solver: str | None, grid: str = "", guidance: float = 1.0
+    ) -> Recipe:
+        """As asked for in words, for a flow; Euler up to 8 evaluations, Heun beyond, unless
+        ``solver`` says.  ``grid`` is uniform (""), karras, or times such as 1,0.8.
 
         Raises:
             UserError: if the words are wrong.
         """
         if nfe < 1:
             raise UserError(f"nfe must be at least 1; got {nfe}")
-        if guidance != 1 and not classes:
+        if guidance != 1 and not flow.classes:
             raise UserError("guidance needs a flow with labels (network.conditional: true)")
+        named = grid in ("", "uniform", "karras")
         try:
-            grid = tuple(float(time) for time in times.split(",")) if times else ()
+            times = () if named else tuple(float(time) for time in grid.split(","))
         except ValueError:
-            raise UserError(f"times is '{times}'; it must be numbers such as 1,0.8") from None
+            raise UserError(f"the grid is '{grid}'; it must be uniform, karras or times such as "
+                            f"1,0.8") from None  # fmt: skip
         solver = solver or ("euler" if nfe <= 8 else "heun")
         if solver == ADAPTIVE:
             return cls(solver, guidance=guidance)
-        recipe = cls(solver, nfe, times=grid, guidance=guidance)
-        recipe.plan()
+        recipe = cls(solver, nfe, (grid or "uniform") if named else "uniform", times, guidance)
+        recipe.plan(flow.start)
         return recipe
 
     @property

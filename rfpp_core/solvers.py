@@ -120,8 +120,9 @@ def trajectory(
         last: ``"euler"`` drops the second stage of the last step, as EDM does: 2N - 1 evaluations.
         y: labels (B,) or None.
     """
-    step, final = steps_of(solver, x)
     times = grid.to(device=x.device, dtype=torch.float64)
+    # a flow that starts at t < 1 starts from t z
+    step, final = steps_of(solver, x / times[0].to(x) if solver.startswith("anchored") else x)
     yield x
     for i, (t, s) in enumerate(pairwise(times)):
         rule = final if last == "euler" and i == len(times) - 2 else step
@@ -178,7 +179,7 @@ def adaptive(
 def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
     """The rule of a named solver and the one-evaluation rule for its last step.
 
-    ``x`` is the initial state, which the anchored update goes back to.
+    ``x`` is the initial noise, which the anchored update goes back to.
 
     Raises:
         ValueError: naming the solvers there are.

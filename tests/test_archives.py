@@ -75,12 +75,26 @@ def test_pairs_come_over(official, tmp_path, nested, labelled, monkeypatch):
     assert store.spec.classes == (4 if labelled else 0)
     assert found.coupling > found.chance
     assert found.mean == pytest.approx(noises.mean(), abs=1e-6)
-    made = store.digest()
-    store.forget(1)
+    with pytest.raises(UserError, match="exists"):
+        convert(paths, store.path)
+
+
+def test_an_interrupted_import_goes_on(official, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "SHARD", 10)
+    paths, *_ = official()
+    out = tmp_path / "pairs.zarr"
+
+    def stop(shards):
+        yield shards[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(paths, out, stop)
+    assert not out.exists()
     todo = []
-    convert(paths, store.path, lambda shards: todo.extend(shards) or shards)
-    assert todo == [1]  # an interrupted import goes on
-    assert PairStore.open(store.path).digest() == made
+    convert(paths, out, lambda shards: todo.extend(shards) or shards)
+    assert todo == [1, 2]
+    assert PairStore.open(out).missing() == []
 
 
 def test_decoupled_archives_are_seen(official, tmp_path):
@@ -94,9 +108,10 @@ def test_what_is_wrong_is_said(official, tmp_path):
     with pytest.raises(UserError, match=r"00007\.bin in .* is 31 bytes, not a PCG64 state of 32"):
         convert(paths, out)
     first = next(states(1))[0]
-    paths, *_ = official(change=lambda i, data: first)
-    with pytest.raises(UserError, match=r"noises twice|not 0 and 1"):
-        convert(paths, tmp_path / "twice.zarr")
+    paths, *_ = official(change=lambda i, data: first if i == 7 else data)
+    with pytest.raises(UserError, match="holds 1 noises twice"):
+        convert(paths, out)
+    assert not out.exists()
     paths, *_ = official()
     with zipfile.ZipFile(paths[1], "a") as more:
         more.writestr("99999.bin", first)
@@ -123,21 +138,44 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     import yaml
 
     from pipeline import generate, reflow
+    from rfpp_core import build, checkpoint
     from rfpp_core.couplings import Batch
+    from rfpp_core.params import Network
     from tests.conftest import SMOKE, save_tiny
 
     monkeypatch.chdir(tmp_path)
     paths, _, noises, _ = official()
     convert(paths, tmp_path / "official.zarr")
     raw = yaml.safe_load(SMOKE.read_text())
-    raw["generate"] |= {"source": "import", "path": "official.zarr"}
+    digest = PairStore.open(tmp_path / "official.zarr").digest()
+    raw["generate"] |= {"source": "import", "path": "official.zarr", "digest": digest}
     raw["reflow"] |= {"batch": 10}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     (tmp_path / "models").mkdir()
-    save_tiny(tmp_path / "models/flow1.safetensors")
+    arch = build.architecture(Network(channels=8), (3, SIDE, SIDE), 0)
+    about = {"architecture": arch, "provenance": {"budget_with_ancestors": 1}}
+    flow1 = tmp_path / "models/flow1.safetensors"
+    checkpoint.save(flow1, build.field(arch).state_dict(), about)
     generate.run("2")
     assert reflow.job("2").forwards == N * 35
     images, _, coupling, _ = reflow.load("2")
     at = torch.tensor([3, 17])
     _, z, _ = coupling(Batch(images[at].float(), at, None), None)
     np.testing.assert_array_equal(z, noises[at])
+    save_tiny(flow1)
+    with pytest.raises(
+        UserError, match=r"images of 3x8x8, but models/flow1.safetensors is of 1x8x8"
+    ):
+        reflow.job("2")
+    conditional = {**arch, "classes": 3}
+    checkpoint.save(
+        flow1, build.field(conditional).state_dict(), {**about, "architecture": conditional}
+    )
+    with pytest.raises(
+        UserError, match=r"labels of no classes, but models/flow1.safetensors of 3"
+    ):
+        reflow.job("2")
+    raw["generate"]["digest"] = "0" * 64
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"has digest .*, not 000"):
+        generate.run("2")

@@ -75,7 +75,7 @@ def test_sampling(here, rfpp):
     assert np.load(arrays)["images"].shape == (9, 1, 8, 8)
     assert "RK45" in rfpp("sample", "--model", "flow.safetensors", "--n", 2, "--solver", "rk45",
                           cwd=here).stdout  # fmt: skip
-    done = rfpp("sample", "--model", "flow.safetensors", "--nfe", 2, "--times", "1,0.8", cwd=here)
+    done = rfpp("sample", "--model", "flow.safetensors", "--nfe", 2, "--grid", "1,0.8", cwd=here)
     assert "64 images at 2 NFE" in done.stdout
 
 
@@ -101,8 +101,8 @@ def test_export(here, rfpp):
         (["sample", "--model", "flow.safetensors", "--guidance", "2"], "guidance needs a flow"),
         (["sample", "--model", "flow.safetensors", "--solver", "rk9"], "unknown solver 'rk9'"),
         (["sample", "--model", "flow.safetensors", "--out", "x.gif"], "must end in .png or .npz"),
-        (["sample", "--model", "flow.safetensors", "--times", "1,x"], "numbers such as 1,0.8"),
-        (["sample", "--model", "flow.safetensors", "--times", "1,0.8"], "does not spend 1 eval"),
+        (["sample", "--model", "flow.safetensors", "--grid", "1,x"], "times such as 1,0.8"),
+        (["sample", "--model", "flow.safetensors", "--grid", "1,0.8"], "does not spend 1 eval"),
         (["export", "x.h5", "--model", "flow.safetensors"], "must end in .onnx or .pt2"),
         (["preset", "mnist"], f"there is no preset 'mnist' (presets: {', '.join(PRESETS)})"),
         (["pairs", "verify", "nowhere.zarr"], "nowhere.zarr is missing"),

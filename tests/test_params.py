@@ -55,7 +55,11 @@ def change(name, value):
             ["source: import needs checkpoint (a path) and checkpoint_s"],
         ),
         ("generate.source", "import", ["source: import needs path, a store made by `rfpp pairs"]),
-        ("generate.solver", "edm-heun", ["no end at t = 1: it is for pretrain.source: import"]),
+        (
+            "generate.solver",
+            "edm-heun",
+            ["has no end at t = 1: it is for an imported flow1, not for flow1"],
+        ),
         ("invert.solver", "anchored", ["anchored update has no inverse"]),
         ("features.nets", ["pixels", "pixels"], ["nets names one twice"]),
         ("features.nets", ["clip"], ["features.nets.0 is 'clip'", "'classifier', 'inception'"]),
@@ -124,11 +128,10 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_are_the_published_runs(name):
-    """The table of RF++'s runs (arXiv 2405.20320, sec. 5.2 and app. E, and the official README)."""
+    """The table of RF++ (arXiv 2405.20320, sec. 5.2 and app. E; official README)."""
     config = params.load(ROOT / f"presets/{name}.yaml")
-    size, steps, batch, lr, warmup, dropout, n, nfe, loss, precision, side, classes = PUBLISHED[
-        name
-    ]
+    row = PUBLISHED[name]
+    size, steps, batch, lr, warmup, dropout, n, nfe, loss, precision, side, classes = row
     with torch.device("meta"):
         net = build.field(build.architecture(config.network, (3, side, side), classes))
     assert sum(p.numel() for p in net.parameters()) == size
@@ -170,6 +173,28 @@ def test_edm_heun_drops_its_last_correction():
     raw["generate"] |= {"nfe": 199, "solver": "heun", "grid": "uniform"}
     with pytest.raises(UserError, match="begins before an imported EDM's first time"):
         params.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        ("rounds", {"3": {"teacher": "flow2"}}, "an imported flow1, not for flow2"),
+        ("finetunes", {"3": {"teacher": "flow2", "flow": "flow2", "pairs": "2"}}, "not for flow2"),
+        ("evaluate", {"solver": "edm-heun", "grids": {}}, "evaluate.solver edm-heun cannot start"),
+        (
+            "network",
+            {"sigma_data": 0.75},
+            "needs network.precond: edm and network.sigma_data: 0.5",
+        ),
+        ("network", {"precond": "velocity"}, "needs network.precond: edm"),
+    ],
+)
+def test_what_an_imported_teacher_cannot_do(section, change, said):
+    raw = yaml.safe_load((ROOT / "presets/cifar10.yaml").read_text())
+    raw[section] |= change
+    with pytest.raises(UserError) as error:
+        params.parse(raw)
+    assert said in str(error.value)
 
 
 def test_a_perceptual_term_over_t_needs_a_time_above_0():

@@ -93,7 +93,7 @@ def test_the_run_gave_everything(finished, tmp_path):
     assert finished.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
     finished.run("dvc", "plots", "show", "-o", str(tmp_path))
     plots = (tmp_path / "index.html").read_text()
-    for part in ("distance by NFE", "fd_classifier", "pseudo_huber"):
+    for part in ("distance by NFE", "first of features.nets", "pseudo_huber"):
         assert part in plots
 
 
@@ -277,3 +277,17 @@ def test_config_g(tmp_path, finished):
     project.run("dvc", "repro", "finetune@3")
     assert (project.path / "models/flow3.safetensors").read_bytes() != pure
     assert results(project) == results(finished)
+
+
+def test_without_labels(tmp_path, finished):
+    """Other feature nets than the classifier: reference, evaluation and report know them."""
+    project = finished.copy(tmp_path / "project")
+    project.edit("params.yaml", "nets: [classifier]", "nets: [pixels]")
+    for command in (["reference"], ["evaluate", "flow1"], ["evaluate", "flow2"], ["report"]):
+        project.stage(*command)
+    metrics = json.loads((project.path / "metrics/flow2.json").read_text())
+    assert "fd_pixels" in metrics
+    assert "fd_classifier" not in metrics
+    page = (project.path / "report/index.html").read_text()
+    assert "A last resort" in page
+    assert "fd_classifier" not in page.partition("<h2>Params")[0]

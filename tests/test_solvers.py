@@ -270,3 +270,16 @@ def test_edm_heun_and_heun_in_t_meet_at_second_order():
     errors = [float((end("edm-heun", n) - fine).square().mean().sqrt()) for n in (50, 100, 200)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(1.6 < order < 2.6 for order in orders), orders
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_the_anchor_of_a_flow_that_starts_late_is_its_noise(steps):
+    """From start z with the field of one image: every state is (1 - t) x + t z, the last x."""
+    start, x = 80 / 81, torch.randn(4, 3, dtype=torch.float64)
+    z = torch.randn(4, 3, dtype=torch.float64)
+    field = lambda state, t, y=None: (state - x) / t[:, None]  # noqa: E731
+    grid = schedules.uniform(steps)
+    grid[0] = start
+    states = list(trajectory(field, start * z, grid, "anchored", "full"))
+    for state, t in zip(states[1:], grid[1:], strict=True):
+        torch.testing.assert_close(state, (1 - t) * x + t * z)

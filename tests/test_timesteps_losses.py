@@ -72,8 +72,8 @@ def test_stored_and_mixed_couplings():
     real = couplings.stored(noises)
     x, z, y = real(batch, Draws(0, 3, 40))
     assert torch.equal(z, noises[at])
-    assert couplings.mixed(real, images, None, 0.0, 5) is real
-    pair = couplings.mixed(real, images, torch.arange(30), 0.3, 5)
+    assert couplings.mixed(real, images, None, 0.0, real) is real
+    pair = couplings.mixed(real, images, torch.arange(30), 0.3, couplings.seeded(5))
     counts = []
     for step in range(60):
         x, z, y = pair(batch, Draws(0, step, 40))

@@ -37,8 +37,9 @@ def declared(call):
         try:
             return call()
         except UserError as error:
-            assert "\n" not in str(error)
-            return None
+            said = str(error)
+    assert "\n" not in said
+    return None
 
 
 @few
