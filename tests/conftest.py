@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from rfpp_core import build, checkpoint, params
 from rfpp_core.pair_spec import PairSpec
@@ -131,11 +132,15 @@ def new_project(path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Project:
-    """A project whose whole pipeline ran once, uninterrupted."""
-    project = new_project(tmp_path_factory.mktemp("finished") / "project")
-    project.run("dvc", "repro")
-    return project
+def finished(tmp_path_factory, worker_id) -> Project:
+    """A project whose whole pipeline ran once, uninterrupted; test processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{home}.lock"):
+        if not (home / "done").exists():
+            new_project(home / "project").run("dvc", "repro")
+            (home / "done").touch()
+    return Project(home / "project")
 
 
 @pytest.fixture

@@ -75,30 +75,32 @@ def pretrained(tmp_path_factory) -> Project:
 
 
 def test_the_run_gave_everything(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
     for name in ("report/index.html", "report/distance.png", "samples/flow2/nfe1.png",
                  "samples/flow2/trajectory.png", "curves/flow2.csv"):  # fmt: skip
-        assert (finished.path / name).stat().st_size > 0
-    metrics = json.loads((finished.path / "metrics/flow2.json").read_text())
+        assert (project.path / name).stat().st_size > 0
+    metrics = json.loads((project.path / "metrics/flow2.json").read_text())
     assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "noise", "budget",
                             "budget_with_ancestors", "images_per_second_nfe1"}  # fmt: skip
     assert set(metrics["fd_classifier"]) == {"floor", "held_out", "nfe1", "nfe2", "nfe5"}
     steps, batch, n, nfe = 100, 64, 1200, 5
     assert metrics["budget"] == n * nfe + 3 * steps * batch
     assert metrics["budget_with_ancestors"] == metrics["budget"] + 3 * steps * batch
-    page = (finished.path / "report/index.html").read_text()
+    page = (project.path / "report/index.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
     for part in ("floor", "held-out", "flow2", "pseudo_huber", "budget", "trajectory"):
         assert part in page
-    assert finished.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
-    finished.run("dvc", "plots", "show", "-o", str(tmp_path))
+    assert project.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
+    project.run("dvc", "plots", "show", "-o", str(tmp_path))
     plots = (tmp_path / "index.html").read_text()
     for part in ("distance by NFE", "first of features.nets", "pseudo_huber"):
         assert part in plots
 
 
-def test_nothing_runs_twice(finished):
-    assert "up to date" in finished.run("dvc", "repro").stdout
+def test_nothing_runs_twice(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    assert "up to date" in project.run("dvc", "repro").stdout
 
 
 def test_everything_can_be_killed(tmp_path, finished):
