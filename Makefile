@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test lint study
+.PHONY: setup repro test lint study faults
 
 setup: $(STAMP)
 
@@ -31,3 +31,9 @@ lint: setup
 
 study: setup
 	python -m pipeline.study
+
+ROUNDS ?= 200
+SEED ?= 0
+
+faults: setup
+	python -m tests.faults.harness --rounds $(ROUNDS) --seed $(SEED)

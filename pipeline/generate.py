@@ -123,10 +123,12 @@ def make(ask: Callable[[], Order]) -> None:
     from pipeline import devices
 
     devices.quiet_resource_tracker()
-    from rfpp_core.pairs import PairStore
+    from rfpp_core.pairs import PairStore, drop_bad_markers
 
     given = ask()
     with stage.staging("pairs", given.spec.identity) as work:
+        for shard in drop_bad_markers(work.path / "pairs.zarr"):
+            print(f"pairs: shard {shard} is made again: its marker is damaged")
         store = PairStore.create(work.path / "pairs.zarr", given.spec, given.n)
         drop_damaged(store)
         wanted = range(-(-given.n // given.spec.shard))

@@ -128,12 +128,10 @@ class PairStore:
             UserError: if it is not a marker.
         """
         path = self._marker_path(shard)
-        try:
-            marker = json.loads(path.read_text())
-            _ = marker["noise_witness"], marker["pairs_sha256"], dict(marker["files"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is damaged; delete it and run `dvc repro` again") from None
-        return dict(marker)
+        marker = read_marker(path)
+        if marker is None:
+            raise UserError(f"{path} is damaged; delete it and run `dvc repro` again")
+        return marker
 
     def commit(self, shard: int, pairs: Pairs, **about: Any) -> None:
         """Writes one whole shard durably, then its marker.
@@ -324,6 +322,25 @@ class PairStore:
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"
+
+
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """The marker in a file, or None if it is not one."""
+    try:
+        marker = json.loads(path.read_text())
+        _ = marker["noise_witness"], marker["pairs_sha256"], dict(marker["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(marker)
+
+
+def drop_bad_markers(path: Path) -> list[int]:
+    """Removes markers that are none from a store, so that their shards are made again; which."""
+    names = sorted((path / "commits").glob("[0-9]*.json"))
+    bad = [name for name in names if read_marker(name) is None]
+    for name in bad:
+        name.unlink()
+    return [int(name.stem) for name in bad]
 
 
 def _grow(path: Path, n: int) -> None:

@@ -1,0 +1,148 @@
+"""Projects that stand before a stage, and what must hold of them after an attack."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rfpp_core import files
+from rfpp_core.pairs import PairStore
+from tests.conftest import Project, new_project
+
+LATER = {
+    "pretrain": ["models/flow1.safetensors", "data/pairs_2.zarr", "models/flow2.safetensors",
+                 ".work/pretrain", ".work/pairs", ".work/reflow"],
+    "generate": ["data/pairs_2.zarr", "models/flow2.safetensors", ".work/pairs", ".work/reflow"],
+    "reflow": ["models/flow2.safetensors", ".work/reflow"],
+}  # fmt: skip
+STAGED = {
+    "pretrain": "pretrain/*/state-*.json",
+    "generate": "pairs/*/pairs.zarr/commits/0*.json",
+    "reflow": "reflow/*/state-*.json",
+}
+PRODUCT = {"pretrain": "models/flow1.safetensors", "generate": "data/pairs_2.zarr",
+           "reflow": "models/flow2.safetensors"}  # fmt: skip
+INJECT = Path(__file__).parent / "inject"
+
+
+class Lapse(AssertionError):
+    """A promise that did not hold."""
+
+
+def reference(home: Path) -> Project:
+    """The uninterrupted run that every other is compared with; made once."""
+    project = Project(home / "reference")
+    if not (home / "reference.done").exists():
+        shutil.rmtree(project.path, ignore_errors=True)
+        new_project(project.path)
+        project.run("dvc", "repro", "reflow@2")
+        (home / "reference.done").touch()
+    return project
+
+
+class Scene:
+    """A copy of the reference that stands before a stage."""
+
+    def __init__(self, home: Path, truth: Project, stage: str, env: dict[str, str]) -> None:
+        self.truth, self.stage = truth, stage
+        self.path = home / "scene"
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.copytree(truth.path, self.path, symlinks=True)
+        for name in LATER[stage]:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.faults = home / "faults"
+        shutil.rmtree(self.faults, ignore_errors=True)
+        self.faults.mkdir()
+        self.env = {**Project(self.path).env, **env, "FAULT_HOME": str(self.faults),
+                    "RFPP_RETRY_SECONDS": "0.1", "PYTHONPATH": str(INJECT)}  # fmt: skip
+        self.log = home / "scene.log"
+        self.log.write_text("")
+
+    @property
+    def command(self) -> list[str]:
+        round_name = [] if self.stage == "pretrain" else ["2"]
+        return [sys.executable, "-m", f"pipeline.{self.stage}", *round_name]
+
+    @property
+    def dvc(self) -> list[str]:
+        return ["dvc", "repro", "-s", self.stage + ("" if self.stage == "pretrain" else "@2")]
+
+    def start(self, command: list[str] | None = None, **env: str) -> subprocess.Popen[bytes]:
+        out = self.log.open("ab")
+        return subprocess.Popen(command or self.command, cwd=self.path, env={**self.env, **env},
+                                stdout=out, stderr=out, start_new_session=True)  # fmt: skip
+
+    def finish(self, command: list[str] | None = None, code: int = 0, **env: str) -> str:
+        """Runs to the end and returns what was said; the exit code must be ``code``."""
+        before = self.log.stat().st_size
+        got = self.start(command, **env).wait(600)
+        said = self.log.read_bytes()[before:].decode(errors="replace")
+        if got != code:
+            raise Lapse(f"exit code {got}, not {code}: {said[-400:]}")
+        return said
+
+    def staged(self) -> list[Path]:
+        return sorted((self.path / ".work").glob(STAGED[self.stage]))
+
+    def until(self, process: subprocess.Popen[bytes], there: Callable[[], bool]) -> bool:
+        """Waits for something to be there; False if the process ended before."""
+        deadline = time.monotonic() + 120
+        while not there():
+            if process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise Lapse("nothing happened for two minutes")
+            time.sleep(0.002)
+        return True
+
+    def workers(self) -> list[int]:
+        return [pid for pid, line in self.inside().items() if "spawn_main" in line]
+
+    def inside(self) -> dict[int, str]:
+        """Processes whose directory is the scene's."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if (folder / "cwd").resolve().is_relative_to(self.path):
+                    found[int(folder.name)] = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+        return found
+
+    def no_orphans(self) -> None:
+        deadline = time.monotonic() + 20
+        while there := self.inside():
+            if time.monotonic() > deadline:
+                for pid in there:
+                    os.kill(pid, signal.SIGKILL)
+                raise Lapse(f"orphans: {there}")
+            time.sleep(0.05)
+
+    def made(self) -> list[int]:
+        """Every shard that a worker began, in order."""
+        log = self.faults / "made"
+        return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+    def same(self) -> None:
+        """The product is the reference's: nothing lost, nothing twice, no bit moved."""
+        name = PRODUCT[self.stage]
+        ours, theirs = self.path / name, self.truth.path / name
+        if self.stage == "generate":
+            store = PairStore.open(ours)
+            if wrong := store.verify():
+                raise Lapse(f"pairs: {wrong}")
+            equal = store.digest() == PairStore.open(theirs).digest()
+        else:
+            curve = name.replace("models", "curves").replace(".safetensors", "_loss.csv")
+            equal = files.sha256(ours) == files.sha256(theirs)
+            if (self.path / curve).read_text() != (self.truth.path / curve).read_text():
+                raise Lapse("the loss curve differs")
+        if not equal:
+            raise Lapse(f"{name} differs from the uninterrupted run's")
