@@ -141,11 +141,23 @@ app.command()(edit.translate)
 
 
 @pairs_app.command("verify")
-def pairs_verify(path: Path) -> None:
+def pairs_verify(
+    path: Path,
+    repair: Annotated[bool, typer.Option(help="forget damaged shards, to be made again")] = False,
+) -> None:
     """Reads everything and checks digests, noise witness, distinct noise of unit variance."""
-    from rfpp_core.pairs import PairStore
+    from rfpp_core.pairs import PairStore, drop_bad_markers
 
+    lost = drop_bad_markers(path) if repair else []
     store = PairStore.open(path)
+    if repair:
+        damaged = [k for k in store.committed() if store.wrong_with(k)]
+        for k in damaged:
+            store.forget(k)
+        if lost := sorted({*lost, *damaged}):
+            names = ", ".join(map(str, lost))
+            print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
+            return
     if wrong := store.verify():
         raise UserError(f"{path}: {'; '.join(wrong)}")
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")

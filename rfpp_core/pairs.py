@@ -261,7 +261,7 @@ class PairStore:
         seen: set[bytes] = set()
         total = count = squares = 0.0
         for k in self.committed():
-            wrong += self._verify_shard(k)
+            wrong += self.wrong_with(k)
             if self.spec.stored:  # whose law is not the prior's; the digest covers it
                 continue
             z = self.spec.z(self.spec.index(*self.span(k))).double()
@@ -278,7 +278,8 @@ class PairStore:
                 wrong.append(f"noise has mean {mean:.4f} and deviation {std:.4f}, not 0 and 1")
         return wrong
 
-    def _verify_shard(self, k: int) -> list[str]:
+    def wrong_with(self, k: int) -> list[str]:
+        """What is wrong with a committed shard's files and content."""
         try:
             if wrong := self.damage(k):
                 return [f"shard {k}: {wrong}"]
