@@ -187,8 +187,11 @@ class DaskPool:
 
 
 def _spoils_the_worker(error: Exception) -> bool:
-    """Whether the worker is gone, stuck, or left with a CUDA context that fails every call."""
-    return isinstance(error, BrokenProcessPool | TimeoutError) or "CUDA" in str(error)
+    """Whether the worker is gone, stuck, out of memory or threads, or left with a CUDA context
+    that fails every call."""
+    if isinstance(error, BrokenProcessPool | TimeoutError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in ("CUDA", "memory", "can't start new thread"))
 
 
 def _start_worker(name: str, threads: int, parent: int) -> None:

@@ -78,7 +78,8 @@ def kill_worker(scene: Scene, rng: random.Random) -> None:
 def kill_dvc_alone(scene: Scene, rng: random.Random) -> None:
     """The stage goes on; the second run must wait for it or say so, and end well."""
     process = scene.start(scene.dvc)
-    scene.until(process, lambda: len(scene.staged()) >= 1)
+    if not scene.until(process, lambda: len(scene.staged()) >= 1):
+        raise Lapse("the run ended before it could be attacked")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     scene.finish(scene.dvc)
@@ -153,7 +154,8 @@ def damaged(how: str) -> Attack:
 
     def attack(scene: Scene, rng: random.Random) -> None:
         process = scene.start()
-        scene.until(process, lambda: len(scene.staged()) >= 2)
+        if not scene.until(process, lambda: len(scene.staged()) >= 2):
+            raise Lapse("the run ended before it could be attacked")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         scene.no_orphans()
@@ -253,7 +255,7 @@ def full_disk(scene: Scene, rng: random.Random) -> None:
     """No space left: an error, whole shards kept, and on with more space."""
     work = scene.path / ".work"
     work.mkdir(exist_ok=True)
-    size = f"size={rng.randint(300, 600)}k"
+    size = f"size={rng.randint(60, 120)}k"
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", work], check=False,
                           capture_output=True)  # fmt: skip
     if done.returncode:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from rfpp_core import files
 from rfpp_core.pairs import PairStore
 from tests.conftest import Project, new_project
@@ -21,6 +23,8 @@ LATER = {
     "generate": ["data/pairs_2.zarr", "models/flow2.safetensors", ".work/pairs", ".work/reflow"],
     "reflow": ["models/flow2.safetensors", ".work/reflow"],
 }  # fmt: skip
+AFTER = {"pretrain": ["pretrain", "generate@2", "reflow@2"], "generate": ["generate@2", "reflow@2"],
+         "reflow": ["reflow@2"]}  # fmt: skip
 STAGED = {
     "pretrain": "pretrain/*/state-*.json",
     "generate": "pairs/*/pairs.zarr/commits/0*.json",
@@ -54,9 +58,14 @@ class Scene:
         self.path = home / "scene"
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.copytree(truth.path, self.path, symlinks=True)
-        for name in LATER[stage]:
+        for name in (*LATER[stage], ".dvc/cache/runs"):
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        lock = self.path / "dvc.lock"  # which would let DVC restore the product from its cache
+        document = yaml.safe_load(lock.read_text())
+        for name in AFTER[stage]:
+            document["stages"].pop(name, None)
+        lock.write_text(yaml.safe_dump(document))
         self.faults = home / "faults"
         shutil.rmtree(self.faults, ignore_errors=True)
         self.faults.mkdir()
