@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def main(run: Callable[..., None], *names: str) -> None:
     try:
         if len(sys.argv) != 1 + len(names):
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         library_caches()
         run(*sys.argv[1:])
     except UserError as error:

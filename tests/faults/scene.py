@@ -15,7 +15,7 @@ import yaml
 
 from rfpp_core import files
 from rfpp_core.pairs import PairStore
-from tests.conftest import Project, new_project
+from tests.conftest import ROOT, SMOKE, Project, new_project
 
 LATER = {
     "pretrain": ["models/flow1.safetensors", "data/pairs_2.zarr", "models/flow2.safetensors",
@@ -23,8 +23,11 @@ LATER = {
     "generate": ["data/pairs_2.zarr", "models/flow2.safetensors", ".work/pairs", ".work/reflow"],
     "reflow": ["models/flow2.safetensors", ".work/reflow"],
 }  # fmt: skip
-AFTER = {"pretrain": ["pretrain", "generate@2", "reflow@2"], "generate": ["generate@2", "reflow@2"],
-         "reflow": ["reflow@2"]}  # fmt: skip
+AFTER = {
+    "pretrain": ["pretrain", "generate@2", "reflow@2"],
+    "generate": ["generate@2", "reflow@2"],
+    "reflow": ["reflow@2"],
+}
 STAGED = {
     "pretrain": "pretrain/*/state-*.json",
     "generate": "pairs/*/pairs.zarr/commits/0*.json",
@@ -40,13 +43,15 @@ class Lapse(AssertionError):
 
 
 def reference(home: Path) -> Project:
-    """The uninterrupted run that every other is compared with; made once."""
-    project = Project(home / "reference")
-    if not (home / "reference.done").exists():
+    """The uninterrupted run that every other is compared with; made once for the code as it is."""
+    project, done = Project(home / "reference"), home / "reference.done"
+    code = sorted((*ROOT.glob("pipeline/*.py"), *ROOT.glob("rfpp_core/**/*.py"), SMOKE))
+    digest = files.digest([files.sha256(path) for path in code])
+    if not done.exists() or done.read_text() != digest:
         shutil.rmtree(project.path, ignore_errors=True)
         new_project(project.path)
         project.run("dvc", "repro", "reflow@2")
-        (home / "reference.done").touch()
+        done.write_text(digest)
     return project
 
 
