@@ -21,7 +21,7 @@ repro: setup
 	dvc repro
 
 test: setup
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	ruff check .

@@ -133,12 +133,23 @@ def new_project(path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id) -> Project:
-    """A project whose whole pipeline ran once, uninterrupted; test processes share it."""
-    base = tmp_path_factory.getbasetemp()
-    home = (base if worker_id == "master" else base.parent) / "finished"
+    """A project whose whole pipeline ran once, uninterrupted."""
+    return _shared(tmp_path_factory, worker_id, "finished")
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, worker_id) -> Project:
+    """A project that stands before generate."""
+    return _shared(tmp_path_factory, worker_id, "pretrained", "reference", "pretrain")
+
+
+def _shared(factory: pytest.TempPathFactory, worker: str, name: str, *targets: str) -> Project:
+    """A project run once for all test processes, which only copy it."""
+    base = factory.getbasetemp()
+    home = (base if worker == "master" else base.parent) / name
     with FileLock(f"{home}.lock"):
         if not (home / "done").exists():
-            new_project(home / "project").run("dvc", "repro")
+            new_project(home / "project").run("dvc", "repro", *targets)
             (home / "done").touch()
     return Project(home / "project")
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from rfpp_core import files
 from rfpp_core.pairs import PairStore
 from tests.conftest import Project, new_project
@@ -64,14 +62,6 @@ def work(project: Project, pattern: str) -> list[Path]:
 
 def has(project: Project, pattern: str, count: int) -> Callable[[], bool]:
     return lambda: len(work(project, pattern)) >= count
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Project:
-    """A project that stands before generate."""
-    project = new_project(tmp_path_factory.mktemp("pretrained") / "project")
-    project.run("dvc", "repro", "reference", "pretrain")
-    return project
 
 
 def test_the_run_gave_everything(finished, tmp_path):
