@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import generate, stage
-from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     from rfpp_core.params import Finetuned, Params
@@ -18,10 +17,7 @@ if TYPE_CHECKING:
 
 def item_of(config: Params, k: str) -> Finetuned:
     """The fine-tuning named on the command line."""
-    if k not in config.finetunes:
-        raise UserError(f"there is no {k} in finetunes of params.yaml (there are: "
-                        f"{', '.join(config.finetunes) or 'none'})")  # fmt: skip
-    return config.finetunes[k]
+    return stage.entry(config.finetunes, k, "finetune")
 
 
 def path_of(k: str) -> Path:

@@ -40,10 +40,8 @@ def problems(config: Params) -> Iterator[str]:
     yield from _failures(lambda: sources.append(prepare.source_of(config.dataset)))
     if sources:
         yield from _of_images(config, sources[0])
-    for name in config.features.nets:
-        if name.startswith("inception"):
-            yield from _failures(lambda: _inception(config))
-            break
+    if any(name.startswith("inception") for name in config.features.nets):
+        yield from _failures(lambda: _inception(config))
     if config.pretrain.source == "import":
         yield from _failures(lambda: _checkpoint(config))
     for section, kind in trainings(config):

@@ -22,13 +22,11 @@ def spread() -> None:
     """Starts the other processes, if there are to be several and this is not one of them."""
     count = int(stage.env_number("RFPP_PROCESSES", 1, least=1))
     if "RANK" in os.environ:  # torchrun leaves its workers behind when it is killed
-        _die_with_parent()
+        die_with_parent()
     if count == 1 or "RANK" in os.environ:
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    port = str(free_port())
+    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     module = sys.modules["__main__"].__spec__
     assert module is not None
     command = [sys.executable, "-m", module.name, *sys.argv[1:]]
@@ -36,7 +34,7 @@ def spread() -> None:
     for rank in range(1, count):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         others.append(
-            subprocess.Popen(command, env=os.environ | place, preexec_fn=_die_with_parent)
+            subprocess.Popen(command, env=os.environ | place, preexec_fn=die_with_parent)
         )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
     for other in others:
@@ -52,6 +50,14 @@ def _watch(other: subprocess.Popen[bytes]) -> None:
         os.kill(os.getpid(), signal.SIGINT if code == 130 else signal.SIGTERM)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

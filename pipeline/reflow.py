@@ -21,10 +21,7 @@ from rfpp_core.sampling import Recipe
 
 def round_of(config: params.Params, k: str) -> params.Round:
     """The round named on the command line."""
-    if k not in config.rounds:
-        raise UserError(f"there is no round {k} in params.yaml (rounds: "
-                        f"{', '.join(config.rounds) or 'none'})")  # fmt: skip
-    return config.rounds[k]
+    return stage.entry(config.rounds, k, "round")
 
 
 def pairs_path(k: str) -> Path:

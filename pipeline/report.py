@@ -35,7 +35,7 @@ pre{background:#f6f6f6;padding:.8rem;overflow:auto;font-size:.8rem}.note{color:#
 """
 
 Row = dict[str, str]
-LABELS = ("", "to held-out", "KID", "precision", "recall")  # of metrics.columns, in that order
+LABELS = ("to held-out", "KID", "precision", "recall")  # of metrics.columns, after the distance
 
 
 def run() -> None:
@@ -103,7 +103,7 @@ def _summary(config: params.Params, metrics: dict[str, Any]) -> str:
 
 def _table(net: str, curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
     metrics = columns(net)
-    labels = dict(zip(metrics, (DISTANCES[net], *LABELS[1:]), strict=True))
+    labels = dict(zip(metrics, (DISTANCES[net], *LABELS), strict=True))
     if net == "classifier" and "agreement" in curves["flow1"][0]:
         labels["agreement"] = "label agreement"
     head = ("", "NFE", "solver", *labels.values(), "n", "seeds")

@@ -11,10 +11,7 @@ Environment: ``RFPP_RETRIES`` (3), ``RFPP_RETRY_SECONDS`` (2, doubled each time)
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +23,7 @@ from tqdm import tqdm
 
 from pipeline import stage
 from pipeline.devices import Closed, Pool
+from pipeline.processes import die_with_parent, free_port
 from rfpp_core.errors import UserError
 
 START_SECONDS = 180.0
@@ -133,13 +131,13 @@ def _start_server(home: Path) -> str:
     stopped at exit and not earlier, because Prefect's log threads drain at interpreter shutdown.
     """
     with (home / "server.log").open("ab") as log, stage.locked(home / "start.lock", "Prefect"):
-        port = _free_port()
+        port = free_port()
         server = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
              "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
             env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         atexit.register(_stop, server)
         _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
@@ -164,14 +162,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait(5)
     except subprocess.TimeoutExpired:
         server.kill()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

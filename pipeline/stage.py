@@ -19,13 +19,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rfpp_core import files
 from rfpp_core.errors import UserError
 
 IMAGES = Path("data/images.zarr")
 Row = dict[str, Any]  # a line of a CSV
+Entry = TypeVar("Entry")
 TRAINING_ROOMS = (
     "flow", "pixels", "precond", "couplings", "timesteps", "losses", "noise", "loader", "trainer",
     "ema",
@@ -57,6 +58,18 @@ def main(run: Callable[..., None], *names: str) -> None:
 def _complain(line: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # once for all processes of a training
         print(f"rfpp: {line}", file=sys.stderr)
+
+
+def entry(entries: Mapping[str, Entry], name: str, what: str) -> Entry:
+    """The entry of a map in the params (``rounds``, ``finetunes``) that a command line names.
+
+    Raises:
+        UserError: naming those there are.
+    """
+    if name not in entries:
+        raise UserError(f"there is no {what} {name} in params.yaml ({what}s: "
+                        f"{', '.join(entries) or 'none'})")  # fmt: skip
+    return entries[name]
 
 
 def root() -> Path:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rfpp_core import files, sources
 from rfpp_core.errors import UserError
+from rfpp_core.importing import EDM_START
 from rfpp_core.pair_spec import Pairs, PairSpec
 from rfpp_core.pairs import PairStore
 
@@ -119,7 +120,7 @@ def convert(
         shape=(c, h, w),
         micro_batch=SHARD,
         shard=SHARD,
-        start=80 / 81,
+        start=EDM_START,
         source=files.digest(list(digests)),
         noise_kind="stored",
         **solver,

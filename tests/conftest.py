@@ -111,6 +111,18 @@ class Project:
         return Project(path)
 
 
+def processes_in(folder: Path) -> dict[int, str]:
+    """Pid and command line of the processes whose directory is in a folder."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve().is_relative_to(folder):
+                found[int(process.name)] = (process / "cmdline").read_text()
+        except OSError:
+            continue
+    return found
+
+
 def new_project(path: Path) -> Project:
     path.mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):

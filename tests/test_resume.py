@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rfpp_core import files
 from rfpp_core.pairs import PairStore
-from tests.conftest import Project, new_project
+from tests.conftest import Project, new_project, processes_in
 
 MODELS = ("models/flow1.safetensors", "models/flow2.safetensors")
 PAIRS = "data/pairs_2.zarr"
@@ -36,22 +36,10 @@ def kill_when(project: Project, there: Callable[[], bool], *command: str) -> Non
     _no_orphans(project)
 
 
-def _inside(project: Project) -> dict[int, str]:
-    """Pid and command line of the processes whose directory is the project's."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cwd").resolve().is_relative_to(project.path):
-                found[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-    return found
-
-
 def _no_orphans(project: Project) -> None:
     """What left the process group (workers, the private server) must leave by itself."""
     deadline = time.monotonic() + 20
-    while there := _inside(project):
+    while there := processes_in(project.path):
         assert time.monotonic() < deadline, f"orphans: {there}"
         time.sleep(0.1)
 
@@ -145,7 +133,7 @@ def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, 
     while not has(project, "pairs/*/pairs.zarr/commits/0*.json", 2)():
         assert process.poll() is None
         time.sleep(0.002)
-    victims = [pid for pid, line in _inside(project).items() if "spawn_main" in line]
+    victims = [pid for pid, line in processes_in(project.path).items() if "spawn_main" in line]
     assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
     assert process.wait() == 0

@@ -91,10 +91,7 @@ def kill_dvc_group(scene: Scene, rng: random.Random) -> None:
     process = scene.start(scene.dvc)
     if somewhere(scene, rng, process):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    scene.no_orphans()
-    scene.finish(scene.dvc)
-    scene.same()
+    _dvc_again(scene, process)
 
 
 def kill_at_publishing(scene: Scene, rng: random.Random) -> None:
@@ -102,7 +99,11 @@ def kill_at_publishing(scene: Scene, rng: random.Random) -> None:
     process = scene.start(scene.dvc)
     if scene.until(process, (scene.path / product(scene)).exists):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _dvc_again(scene, process)
+
+
+def _dvc_again(scene: Scene, killed: subprocess.Popen[bytes]) -> None:
+    killed.wait()
     scene.no_orphans()
     scene.finish(scene.dvc)
     scene.same()

@@ -15,7 +15,7 @@ import yaml
 
 from rfpp_core import files
 from rfpp_core.pairs import PairStore
-from tests.conftest import ROOT, SMOKE, Project, new_project
+from tests.conftest import ROOT, SMOKE, Project, new_project, processes_in
 
 LATER = {
     "pretrain": ["models/flow1.safetensors", "data/pairs_2.zarr", "models/flow2.safetensors",
@@ -117,22 +117,11 @@ class Scene:
         return True
 
     def workers(self) -> list[int]:
-        return [pid for pid, line in self.inside().items() if "spawn_main" in line]
-
-    def inside(self) -> dict[int, str]:
-        """Processes whose directory is the scene's."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if (folder / "cwd").resolve().is_relative_to(self.path):
-                    found[int(folder.name)] = (folder / "cmdline").read_text()
-            except OSError:
-                continue
-        return found
+        return [pid for pid, line in processes_in(self.path).items() if "spawn_main" in line]
 
     def no_orphans(self) -> None:
         deadline = time.monotonic() + 20
-        while there := self.inside():
+        while there := processes_in(self.path):
             if time.monotonic() > deadline:
                 for pid in there:
                     os.kill(pid, signal.SIGKILL)
