@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rfpp_core import files, sources
 from rfpp_core.errors import UserError
 from rfpp_core.importing import EDM_START
+from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import Pairs, PairSpec
 from rfpp_core.pairs import PairStore
 
@@ -146,27 +147,24 @@ def check(store: PairStore) -> Checked:
     Raises:
         UserError: if the noise is not standard normal or one is there twice.
     """
-    total = squares = 0.0
-    seen: set[bytes] = set()
+    noises = NoiseCheck()
     sums = np.zeros(5)  # of xz, x, z, xx, zz over coarse values
     for _, pairs in store.each_shard():
         assert pairs.noise is not None
-        z = pairs.noise.astype(np.float64)
-        total, squares = total + z.sum(), squares + np.square(z).sum()
-        seen |= {row.tobytes() for row in pairs.noise.reshape(len(z), -1)[:, :8]}
-        a, b = _coarse(pairs.images / 127.5 - 1), _coarse(z)
+        noises.add(pairs.noise)
+        a, b = _coarse(pairs.images / 127.5 - 1), _coarse(pairs.noise.astype(np.float64))
         sums += [(a * b).sum(), a.sum(), b.sum(), (a * a).sum(), (b * b).sum()]
-    values = store.n * int(np.prod(store.spec.shape))
-    mean, std = total / values, (squares / values) ** 0.5
-    if abs(mean) > 6 / values**0.5 or abs(std - 1) > 6 / (2 * values) ** 0.5:
-        raise UserError(f"the noise of {store.path} has mean {mean:.4f} and deviation {std:.4f}, "
-                        f"not 0 and 1: these are not the states of its pairs")  # fmt: skip
-    if len(seen) < store.n:
-        raise UserError(f"{store.path} holds {store.n - len(seen)} noises twice")
-    count = values // (_block(store.spec.shape[-1]) ** 2)
+    if not noises.normal:
+        raise UserError(
+            f"the noise of {store.path} has mean {noises.mean:.4f} and deviation "
+            f"{noises.std:.4f}, not 0 and 1: these are not the states of its pairs"
+        )
+    if noises.repeats:
+        raise UserError(f"{store.path} holds {noises.repeats} noises twice")
+    count = noises.values // (_block(store.spec.shape[-1]) ** 2)
     xz, x, z, xx, zz = sums / count
     coupling = (xz - x * z) / ((xx - x * x) * (zz - z * z)) ** 0.5
-    return Checked(store.n, mean, std, float(coupling), 4 / count**0.5)
+    return Checked(store.n, noises.mean, noises.std, float(coupling), 4 / count**0.5)
 
 
 def _coarse(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rfpp_core import files
 from rfpp_core.errors import UserError
+from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import FREE, Pairs, PairSpec
 from rfpp_core.zarr_io import create_array, open_group
 
@@ -258,24 +259,16 @@ class PairStore:
         that noises are distinct and of zero mean and unit variance.
         """
         wrong = [f"shard {k} is missing" for k in self.missing()]
-        seen: set[bytes] = set()
-        total = count = squares = 0.0
+        noises = NoiseCheck()
         for k in self.committed():
             wrong += self.wrong_with(k)
             if self.spec.stored:  # whose law is not the prior's; the digest covers it
                 continue
-            z = self.spec.z(self.spec.index(*self.span(k))).double()
-            keys = {row.tobytes() for row in z.flatten(1).float().numpy()[:, :8]}
-            if len(keys) < len(z) or keys & seen:
+            if noises.add(self.spec.z(self.spec.index(*self.span(k))).numpy()):
                 wrong.append(f"shard {k} repeats a noise")
-            seen |= keys
-            total, squares, count = total + float(z.sum()), squares + float(z.square().sum()), (
-                count + z.numel()
-            )  # fmt: skip
-        if count:
-            mean, std = total / count, (squares / count) ** 0.5
-            if abs(mean) > 6 / count**0.5 or abs(std - 1) > 6 / (2 * count) ** 0.5:
-                wrong.append(f"noise has mean {mean:.4f} and deviation {std:.4f}, not 0 and 1")
+        if noises.values and not noises.normal:
+            wrong.append(f"noise has mean {noises.mean:.4f} and deviation {noises.std:.4f}, "
+                         f"not 0 and 1")  # fmt: skip
         return wrong
 
     def wrong_with(self, k: int) -> list[str]:
