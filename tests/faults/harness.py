@@ -16,29 +16,42 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from tests.faults.attacks import KINDS
+from pipeline.processes import free_port
+from tests.conftest import Project
+from tests.faults.kinds import KINDS
 from tests.faults.scene import Lapse, Scene, reference
 
+PRIVATE = 4  # every so many of the rounds that start a Prefect server at all has its own
 
-def schedule(rounds: int, seed: int) -> list[tuple[str, str, int]]:
-    """(kind, stage, seed) of each round: every kind in turn, shuffled."""
-    rng, plan = random.Random(seed), []
+
+class Round(NamedTuple):
+    kind: str
+    stage: str
+    seed: int
+    private: bool  # a Prefect server of its own, which takes seconds to start
+
+
+def schedule(rounds: int, seed: int) -> list[Round]:
+    """Every kind in turn, shuffled, each on one of its stages."""
+    rng, plan, serving = random.Random(seed), list[Round](), 0
     while len(plan) < rounds:
-        kinds = list(KINDS)
-        rng.shuffle(kinds)
-        plan += [(kind, rng.choice(KINDS[kind][1]), rng.getrandbits(32)) for kind in kinds]
+        for kind in rng.sample(list(KINDS), len(KINDS)):
+            stage = rng.choice(KINDS[kind][1])
+            serving += stage == "generate"
+            private = stage == "generate" and serving % PRIVATE == 0
+            plan.append(Round(kind, stage, rng.getrandbits(32), private))
     return plan[:rounds]
 
 
 def shared_server(home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """One Prefect server for most rounds; a private one takes seconds to start."""
+    """One Prefect server for most rounds."""
     env = {**os.environ, "PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_ENABLED": "false",
            "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # fmt: skip
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    port = "47113"
+    port = str(free_port())
     server = subprocess.Popen(
         [sys.executable, *command, "--port", port, "--log-level", "error"],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -69,40 +82,52 @@ def main() -> int:
     server, url = shared_server(home)
     try:
         plan, over = schedule(given.rounds, given.seed), {row["round"] for row in done}
-        for i, (kind, stage, seed) in enumerate(plan):
-            if i in over or (given.only and given.only not in kind):
+        for i, planned in enumerate(plan):
+            if i in over or (given.only and given.only not in planned.kind):
                 continue
-            env = {} if i % 8 == 0 else {"PREFECT_API_URL": url}  # every eighth: a private one
-            began, lapse = time.monotonic(), ""
-            try:
-                KINDS[kind][0](Scene(home, truth, stage, env), random.Random(seed))
-            except (Lapse, subprocess.TimeoutExpired) as error:
-                lapse = f"{type(error).__name__}: {error}"
-            row = {"round": i, "kind": kind, "stage": stage, "private": not env, "lapse": lapse}
+            began = time.monotonic()
+            row = {"round": i, **fought(planned, home, truth, url)}
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
-            said = lapse or f"held ({time.monotonic() - began:.0f} s)"
-            print(f"{i + 1}/{given.rounds} {kind}, {stage}: {said}", flush=True)
+            said = row["lapse"] or ("held" if row["struck"] else "held, came too late")
+            print(f"{i + 1}/{given.rounds} {planned.kind}, {planned.stage}: {said} "
+                  f"({time.monotonic() - began:.0f} s)", flush=True)  # fmt: skip
     finally:
         server.terminate()
     print(table(done))
     return int(any(row["lapse"] for row in done))
 
 
-def table(rows: list[dict]) -> str:
-    """How often each kind was tried, on which stages, and how often it found a lapse."""
-    tried, lapsed = (
-        Counter(r["kind"] for r in rows),
-        Counter(r["kind"] for r in rows if r["lapse"]),
-    )
-    lines = ["| attack | rounds | stages | lapses |", "|---|---|---|---|"]
+def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, Any]:
+    """What came of a round."""
+    rng = random.Random(planned.seed)
+    env = {} if planned.private else {"PREFECT_API_URL": url}
+    scene = Scene(home, truth, planned.stage, {**env, "RFPP_WORKERS": str(rng.randint(1, 2))})
+    lapse = ""
+    try:
+        KINDS[planned.kind][0](scene, rng)
+    except (Lapse, subprocess.TimeoutExpired) as error:
+        lapse = f"{type(error).__name__}: {error}"
+        scene.clear()
+    return {**planned._asdict(), "struck": scene.struck, **scene.counts, "lapse": lapse}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """How often each kind was tried and struck in time, on which stages, and its lapses."""
+    lines = ["| attack | on | rounds | struck | lapses |", "|---|---|---|---|---|"]
     for kind in KINDS:
-        stages = ", ".join(sorted({r["stage"] for r in rows if r["kind"] == kind}))
-        lines.append(f"| {kind} | {tried[kind]} | {stages} | {lapsed[kind]} |")
-    private = sum(r["private"] for r in rows)
-    lines.append(f"| all ({private} with a private server) | {len(rows)} | | {lapsed.total()} |")
+        those = [row for row in rows if row["kind"] == kind]
+        stages = ", ".join(sorted({row["stage"] for row in those}))
+        lines.append(f"| {kind} | {stages} | {_counts(those)} |")
+    private = sum(row["private"] for row in rows)
+    lines.append(f"| all ({private} with a private server) | | {_counts(rows)} |")
     return "\n".join(lines)
+
+
+def _counts(rows: list[dict[str, Any]]) -> str:
+    struck, lapses = sum(row["struck"] for row in rows), sum(bool(row["lapse"]) for row in rows)
+    return f"{len(rows)} | {struck} | {lapses}"
 
 
 if __name__ == "__main__":

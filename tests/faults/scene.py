@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import TypeVar
 
 import yaml
 
@@ -35,11 +37,17 @@ STAGED = {
 }
 PRODUCT = {"pretrain": "models/flow1.safetensors", "generate": "data/pairs_2.zarr",
            "reflow": "models/flow2.safetensors"}  # fmt: skip
+FOLDER = {"pretrain": "pretrain", "generate": "pairs", "reflow": "reflow"}
 INJECT = Path(__file__).parent / "inject"
+SHARDS = 12
+T = TypeVar("T")
 
 
 class Lapse(AssertionError):
     """A promise that did not hold."""
+
+
+Attack = Callable[["Scene", Random], None]
 
 
 def reference(home: Path) -> Project:
@@ -78,15 +86,23 @@ class Scene:
                     "RFPP_RETRY_SECONDS": "0.1", "PYTHONPATH": str(INJECT)}  # fmt: skip
         self.log = home / "scene.log"
         self.log.write_text("")
+        self.struck = False
+        self.counts: dict[str, int] = {}
+        self.product, self.folder = self.path / PRODUCT[stage], FOLDER[stage]
+        round_name = [] if stage == "pretrain" else ["2"]
+        self.command = [sys.executable, "-m", f"pipeline.{stage}", *round_name]
+        self.target = "@".join([stage, *round_name])
+        self.dvc = ["dvc", "repro", "-s", self.target]
 
-    @property
-    def command(self) -> list[str]:
-        round_name = [] if self.stage == "pretrain" else ["2"]
-        return [sys.executable, "-m", f"pipeline.{self.stage}", *round_name]
+    def hit(self, what: T) -> T:
+        """Notes whether the attack met what it was meant for: a kill may come too late."""
+        self.struck = bool(what)
+        return what
 
-    @property
-    def dvc(self) -> list[str]:
-        return ["dvc", "repro", "-s", self.stage + ("" if self.stage == "pretrain" else "@2")]
+    def commit(self) -> None:
+        """Experiments begin from a commit."""
+        self.finish(["git", "add", "-f", "dvc.lock"])
+        self.finish(["git", "commit", "-qm", "lock"])
 
     def start(self, command: list[str] | None = None, **env: str) -> subprocess.Popen[bytes]:
         out = self.log.open("ab")
@@ -116,27 +132,53 @@ class Scene:
             time.sleep(0.002)
         return True
 
+    def pids(self, text: str) -> list[int]:
+        """Processes of the scene whose command line has a text."""
+        return [pid for pid, line in processes_in(self.path).items() if text in line]
+
     def workers(self) -> list[int]:
-        return [pid for pid, line in processes_in(self.path).items() if "spawn_main" in line]
+        return self.pids("spawn_main")
 
     def no_orphans(self) -> None:
         deadline = time.monotonic() + 20
         while there := processes_in(self.path):
             if time.monotonic() > deadline:
-                for pid in there:
-                    os.kill(pid, signal.SIGKILL)
                 raise Lapse(f"orphans: {there}")
             time.sleep(0.05)
+
+    def clear(self) -> None:
+        """Ends whatever still runs."""
+        for pid in processes_in(self.path):
+            os.kill(pid, signal.SIGKILL)
 
     def made(self) -> list[int]:
         """Every shard that a worker began, in order."""
         log = self.faults / "made"
         return [int(line) for line in log.read_text().split()] if log.exists() else []
 
+    def no_twice(self, kills: int = 0) -> None:
+        """No shard was begun twice, but for those that workers had in hand at a kill."""
+        made = self.made()
+        if len(made) - len(set(made)) > kills * int(self.env["RFPP_WORKERS"]):
+            raise Lapse(f"shards made twice: {sorted(made)}")
+
+    def resume(self, command: list[str] | None = None) -> None:
+        """Runs again: the missing shards only, and the same bytes."""
+        self.no_orphans()
+        kept, begun = len(self.staged()), len(self.made())
+        self.finish(command)
+        if self.stage == "generate":
+            self.counts = {"kept": kept, "again": len(self.made()) - begun}
+            if self.counts["again"] != SHARDS - kept:
+                raise Lapse(f"{self.counts['again']} shards made with {kept} of {SHARDS} there")
+            self.no_twice(kills=1)
+        self.same()
+        self.no_orphans()
+
     def same(self) -> None:
         """The product is the reference's: nothing lost, nothing twice, no bit moved."""
         name = PRODUCT[self.stage]
-        ours, theirs = self.path / name, self.truth.path / name
+        ours, theirs = self.product, self.truth.path / name
         if self.stage == "generate":
             store = PairStore.open(ours)
             if wrong := store.verify():

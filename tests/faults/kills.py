@@ -1,0 +1,152 @@
+"""Attacks on processes: signals, deaths, hangs and errors at random instants of a run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+from tests.faults.scene import SHARDS, Attack, Lapse, Scene
+
+GRACE = 60.0  # seconds that an attacked run may take to leave
+
+
+def somewhere(scene: Scene, rng: random.Random, process: subprocess.Popen[bytes]) -> bool:
+    """Waits for a random instant of a run; False if the run ended first."""
+    if rng.random() < 0.4:
+        time.sleep(rng.uniform(0.0, 8.0))
+        return process.poll() is None
+    most = SHARDS if scene.stage == "generate" else 2
+    count = rng.randint(1, most)
+    there = scene.until(process, lambda: len(scene.staged()) >= count)
+    time.sleep(rng.uniform(0.0, 0.05))
+    return there and process.poll() is None
+
+
+def signalled(number: int, whole: bool) -> Attack:
+    """A signal to the process group, or to the driver alone; then run again."""
+
+    def attack(scene: Scene, rng: random.Random) -> None:
+        process = scene.start()
+        if scene.hit(somewhere(scene, rng, process)):
+            (os.killpg if whole else os.kill)(process.pid, number)
+        code = process.wait(GRACE)
+        said = scene.log.read_text()
+        if code == 0 and not scene.product.exists():
+            raise Lapse("an interrupted run says that it succeeded")
+        if "Traceback" in said:
+            raise Lapse("a traceback")
+        if number == signal.SIGINT and code and "run the same command again" not in said:
+            raise Lapse(f"not said how to go on: {said[-300:]}")
+        scene.resume()
+
+    return attack
+
+
+def worker_signalled(number: int) -> Attack:
+    """A worker that dies is replaced; Ctrl-C is its parent's business."""
+
+    def attack(scene: Scene, rng: random.Random) -> None:
+        process = scene.start()
+        least = rng.randint(0, 8)
+        there = scene.until(process, lambda: len(scene.staged()) >= least)
+        if there and scene.until(process, lambda: bool(scene.workers())):
+            os.kill(scene.hit(rng.choice(scene.workers())), number)
+        if process.wait(120) != 0:
+            raise Lapse("the run did not get over a worker's signal")
+        scene.same()
+        scene.no_orphans()
+
+    return attack
+
+
+def dvc_signalled(number: int) -> Attack:
+    """To dvc alone: the stage goes on, and the next run waits for it and makes nothing twice."""
+
+    def attack(scene: Scene, rng: random.Random) -> None:
+        process = scene.start(scene.dvc)
+        if scene.hit(somewhere(scene, rng, process)):
+            os.kill(process.pid, number)
+        process.wait(GRACE)
+        scene.finish(scene.dvc)
+        scene.same()
+        scene.no_twice()
+        scene.no_orphans()
+
+    return attack
+
+
+def kill_dvc_and_all(scene: Scene, rng: random.Random) -> None:
+    process = scene.start(scene.dvc)
+    if scene.hit(somewhere(scene, rng, process)):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(GRACE)
+    scene.resume(scene.dvc)
+
+
+def kill_at_publishing(scene: Scene, rng: random.Random) -> None:
+    """Between the rename and DVC's lock."""
+    process = scene.start(scene.dvc)
+    if scene.hit(scene.until(process, scene.product.exists)):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(GRACE)
+    scene.resume(scene.dvc)
+
+
+def kill_in_a_write(scene: Scene, rng: random.Random) -> None:
+    """While a training state, a marker, a shard's metadata or a model is being written."""
+    process, at = scene.start(), rng.randint(1, 6)
+    seen: set[str] = set()
+
+    def writing() -> bool:
+        seen.update(str(path) for path in (scene.path / ".work").glob("*/*/**/*.partial"))
+        return len(seen) >= at
+
+    if scene.hit(scene.until(process, writing)):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(GRACE)
+    scene.resume()
+
+
+def kill_near_the_end(scene: Scene, rng: random.Random) -> None:
+    """At 90 % of the shards: what is left is all that is made."""
+    process = scene.start()
+    if scene.hit(scene.until(process, lambda: len(scene.staged()) >= round(0.9 * SHARDS))):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(GRACE)
+    scene.resume()
+
+
+def injected(kind: str, times: int) -> Attack:
+    """A fault inside a worker, once or always."""
+
+    def attack(scene: Scene, rng: random.Random) -> None:
+        shard = rng.randrange(SHARDS)
+        env = {"FAULT": f"{kind}:{shard}:{times}"}
+        if kind == "hang":
+            env["RFPP_SHARD_TIMEOUT"] = "6"
+        scene.hit(True)
+        if times:
+            scene.finish(**env)
+        else:
+            _fails_for_good(scene, shard, RFPP_RETRIES="1", **env)
+        scene.same()
+        scene.no_orphans()
+
+    return attack
+
+
+def _fails_for_good(scene: Scene, shard: int, **env: str) -> None:
+    """The others are kept, the shard is named with its error, and it alone is made again."""
+    said = scene.finish(code=2, **env)
+    line = next((x for x in said.splitlines() if x.startswith("rfpp: shards")), "")
+    if f"shards {shard} failed" not in line or "injected" not in line:
+        raise Lapse(f"the failing shard is not named: {said[-300:]}")
+    if len(scene.staged()) != SHARDS - 1:
+        raise Lapse(f"{len(scene.staged())} shards were kept, not {SHARDS - 1}")
+    begun = len(scene.made())
+    scene.finish()
+    if scene.made()[begun:] != [shard]:
+        raise Lapse(f"made again: {scene.made()[begun:]}, not {shard} alone")
