@@ -36,4 +36,4 @@ ROUNDS ?= 200
 SEED ?= 0
 
 faults: setup
-	python -m tests.faults.harness --rounds $(ROUNDS) --seed $(SEED)
+	python -m tests.faults.harness --rounds $(ROUNDS) --seed $(SEED) $(if $(FAULTS),--home $(FAULTS))

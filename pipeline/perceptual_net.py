@@ -53,8 +53,11 @@ def _label_net(dataset: Dataset, path: Path) -> perceptual.LabelNet:
         raise UserError("loss.perceptual: classifier learns labels, but the images have none")
     net = perceptual.label_net(about["shape"][0], about["classes"], dataset.seed)
     if path.exists():
-        checkpoint.load_into(net, checkpoint.load(path).tensors, str(path))
-        return net
+        try:
+            checkpoint.load_into(net, checkpoint.load(path).tensors, str(path))
+            return net
+        except UserError as error:
+            print(f"perceptual classifier: made again: {error}")
     train = data.read(stage.IMAGES, "train")
     seed = subkey(dataset.seed, "perceptual")
     half = np.sort(permutation(seed, 0, len(train.images))[: len(train.images) // 2].numpy())

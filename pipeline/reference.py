@@ -174,7 +174,7 @@ class Reference:
 
     def __init__(self, config: params.Params) -> None:
         section = config.features
-        tensors, about = checkpoint.load(NET, "dvc repro reference")
+        tensors, about, _ = checkpoint.load(NET, "dvc repro reference")
         if about.get("features") != described(section):
             have = (about.get("features") or {}).get("nets", ["other nets"])
             raise UserError(

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -26,12 +26,19 @@ from pipeline.devices import Closed, Pool
 from pipeline.processes import die_with_parent, free_port
 from rfpp_core.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.shards import Made
+
 START_SECONDS = 180.0
 
 
-def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> None:
+def make_shards(
+    pool: Pool, call: tuple[str, ...], shards: list[int], size: int
+) -> tuple[float, float]:
     """Makes all the shards by ``call``, a task and its first arguments; those that succeed are
     kept whatever becomes of the others.
+
+    Returns the workers' seconds of computing and of keeping what they made.
 
     Raises:
         UserError: naming the shards that failed after their retries.
@@ -40,10 +47,10 @@ def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int)
     _settings(home)
     if not os.environ.get("PREFECT_API_URL"):
         os.environ["PREFECT_API_URL"] = _start_server(home)
-    _flow(pool, call, shards, size)
+    return _flow(pool, call, shards, size)
 
 
-def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> None:
+def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> tuple[float, float]:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -53,6 +60,8 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> No
     retries = int(stage.env_number("RFPP_RETRIES", 3))
     backoff = exponential_backoff(stage.env_number("RFPP_RETRY_SECONDS", 2))
     bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
+
+    made: list[Made] = []
 
     def worth_another_try(task: Any, run: Any, state: Any) -> bool:
         return not isinstance(state.result(raise_on_failure=False), Closed | UserError)
@@ -66,15 +75,16 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> No
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    def shard_task(shard: int) -> int:
+    def shard_task(shard: int) -> Made:
         try:
-            done: int = pool.call(*call, shard, timeout=timeout)
+            done: Made = pool.call(*call, shard, timeout=timeout)
         except Closed:
             raise
         except Exception as error:
-            bar.write(f"shard {shard} failed: {_line(error)}", file=sys.stderr)
+            bar.write(f"shard {shard} failed: {stage.one_line(error)}", file=sys.stderr)
             raise
-        bar.update(done)
+        bar.update(done.pairs)
+        made.append(done)
         return done
 
     @flow(
@@ -87,7 +97,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> No
             futures = shard_task.map(shards)
             states = [future.wait() or future.state for future in futures]
             return {
-                k: _line(s.result(raise_on_failure=False))
+                k: stage.one_line(s.result(raise_on_failure=False))
                 for k, s in zip(shards, states, strict=True)
                 if not s.is_completed()
             }
@@ -101,10 +111,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> No
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
                         f"are kept, run again to retry")  # fmt: skip
-
-
-def _line(error: object) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return sum(m.computing for m in made), sum(m.keeping for m in made)
 
 
 def _settings(home: Path) -> None:

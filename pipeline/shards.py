@@ -6,6 +6,7 @@ Plain functions of plain arguments; the teacher stays loaded between calls.  No 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,16 @@ from rfpp_core.pixels import to_float, to_uint8
 from rfpp_core.sampling import Flow, Recipe, draw, threads_for
 
 
-def make_shard(store_path: str, teacher: str, shard: int) -> int:
-    """Generates and commits one shard; returns how many pairs it holds.
+class Made(NamedTuple):
+    """A shard that was made: how many pairs, and the seconds that computing and keeping took."""
+
+    pairs: int
+    computing: float
+    keeping: float  # writing, syncing, digests, marker
+
+
+def make_shard(store_path: str, teacher: str, shard: int) -> Made:
+    """Generates and commits one shard.
 
     Every micro-batch is aligned with the index and computed on its own, so neither the number of
     workers nor the order of shards can change an image.
@@ -33,23 +42,21 @@ def make_shard(store_path: str, teacher: str, shard: int) -> int:
     spec, flow = store.spec, _teacher(teacher)
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is not the teacher of {store_path} any more")
-    _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
-    return spec.shard
+    return _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
 
 
-def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> int:
-    """Sends one shard of real images to noise and commits both; returns how many."""
+def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
+    """Sends one shard of real images to noise and commits both."""
     store = PairStore.open(Path(store_path))
     flow, spec, real = _teacher(teacher), store.spec, _images(images)
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is not the teacher of {store_path} any more")
-    _commit(store, flow, shard, lambda first: inverted(flow, spec, real, first))
-    start, stop = store.span(shard)
-    return stop - start
+    return _commit(store, flow, shard, lambda first: inverted(flow, spec, real, first))
 
 
-def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> None:
+def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> Made:
     """Makes the micro-batches of a shard and commits them."""
+    began = time.monotonic()
     starts = range(*store.span(shard), store.spec.micro_batch)
     parts = runtime.map_exact(make, starts, threads_for(flow.device))
     images, labels, noises = zip(*parts, strict=True)
@@ -58,7 +65,9 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
         np.concatenate(labels),
         None if noises[0] is None else np.concatenate(noises),
     )
+    made = time.monotonic()
     store.commit(shard, pairs, made_by=runtime.signature(flow.device))
+    return Made(len(pairs.images), made - began, time.monotonic() - made)
 
 
 class Witness(NamedTuple):

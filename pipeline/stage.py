@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -53,6 +54,17 @@ def main(run: Callable[..., None], *names: str) -> None:
     except KeyboardInterrupt:
         _complain("interrupted; run the same command again to go on")
         sys.exit(130)
+    except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        _complain(f"{one_line(error)}; what is whole is kept, free some space and run the same "
+                  f"command again to go on")  # fmt: skip
+        sys.exit(2)
+
+
+def one_line(error: object) -> str:
+    """Type and message of an error, without what follows the first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _complain(line: str) -> None:
@@ -148,6 +160,8 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_of(path), f"{kind} {path.name}"):
         path.mkdir(exist_ok=True)
+        for left in path.rglob("*.partial"):  # by a run that was killed
+            left.unlink(missing_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
         yield Staging(path)
@@ -188,8 +202,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def publish(source: Path, target: Path) -> None:
     """Links (else copies) a finished file into place by a rename; the source stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        left.unlink(missing_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    part.unlink(missing_ok=True)
     files.link(source, part)
     os.replace(part, target)
 

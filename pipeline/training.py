@@ -94,7 +94,7 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
         steps = job.section.steps
         with _staging(job, rank) as work:
             model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
-            if not distributed.tell(model.exists()):
+            if not distributed.tell(_finished(model, curve)):
                 _train(job, load, work, model, curve, rank)
             else:
                 say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
@@ -103,6 +103,18 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
                 stage.publish(model, Path("models") / f"{flow}.safetensors")
                 stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
             distributed.wait()
+
+
+def _finished(model: Path, curve: Path) -> bool:
+    """Whether a finished training is staged, whole."""
+    if not model.exists() or not curve.exists():
+        return False
+    try:
+        checkpoint.load(model)
+    except UserError as error:
+        say(f"made again from the last state: {error}")
+        return False
+    return True
 
 
 def _staging(job: Job, rank: distributed.Rank) -> AbstractContextManager[stage.Staging]:
@@ -137,7 +149,9 @@ def _train(
     if weights is not None:
         field.load_state_dict(weights)
     state = TrainState(field, config, device)
-    saved = checkpoint.load_state(work.path, section.steps)
+    saved = checkpoint.load_state(
+        work.path, section.steps, lambda text: say(f"{job.name}: {text}")
+    )
     if saved:
         state.restore(checkpoint.to_device(saved.tensors, device), saved.about)
         made_by = saved.about["made_by"]
@@ -249,10 +263,11 @@ def read_model(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: naming the command that makes it.
     """
-    tensors, about = checkpoint.load(path)
+    loaded = checkpoint.load(path)
+    about = loaded.about
     try:
         _ = about["architecture"]["shape"], int(about["provenance"]["budget_with_ancestors"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is not a model file of the pipeline (no architecture or budget "
                         f"in its metadata)") from None  # fmt: skip
-    return checkpoint.weights_digest(tensors, about["architecture"]), about
+    return loaded.flow, about

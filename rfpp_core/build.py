@@ -85,7 +85,8 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
         UserError: if the file is missing, damaged, or its weights do not fit its architecture.
     """
     path = Path(path)
-    tensors, about = checkpoint.load(path)
+    loaded = checkpoint.load(path)
+    about = loaded.about
     arch = about.get("architecture")
     if not isinstance(arch, dict):
         raise UserError(f"{path} is not a model file (no architecture in its metadata)")
@@ -94,11 +95,10 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
         raise UserError(f"{path} starts at {start!r}; a flow starts at a time in (0, 1]")
     with torch.device("meta"):  # nothing is allocated for what the file does not hold
         net = field(arch)
-    checkpoint.load_into(net, tensors, str(path), assign=True)
+    checkpoint.load_into(net, loaded.tensors, str(path), assign=True)
     net.requires_grad_(False).eval()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    digest = checkpoint.weights_digest(tensors, arch)
-    return Flow(net, tuple(arch["shape"]), arch["classes"], digest, about)
+    return Flow(net, tuple(arch["shape"]), arch["classes"], loaded.flow, about)
 
 
 def train_config(params: Training, seed: int) -> TrainConfig:

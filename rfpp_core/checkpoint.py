@@ -1,8 +1,9 @@
 """Files that hold weights: models and training states, all safetensors, nothing executable.
 
 A model file holds EMA weights and one metadata key, ``rfpp``: canonical JSON of architecture,
-preconditioning, params and provenance.  No time, host or path is in it, so equal runs give equal
-bytes, and one file is enough to sample.
+preconditioning, params, provenance, and the sha256 of it all and the tensors, which every reading
+compares.  No time, host or path is in it, so equal runs give equal bytes, and one file is enough
+to sample.
 
 A training state is ``state-<step>.safetensors`` with a marker ``state-<step>.json`` that holds
 its sha256 and is written after it: a state exists when its marker does.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,21 +25,43 @@ from torch import Tensor, nn
 from rfpp_core import files
 from rfpp_core.errors import UserError
 
-KEY = "rfpp"
+KEY, DIGEST = "rfpp", "sha256"
 
 
 class Loaded(NamedTuple):
-    """Tensors by name and the metadata document of a file."""
+    """Tensors by name, the metadata document of a file, and the digest of its tensors."""
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
+    weights: str
+
+    @property
+    def flow(self) -> str:
+        """sha256 of weights and architecture: what a flow is, whatever else its file says."""
+        return files.digest([self.about.get("architecture"), self.weights])
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON document to one safetensors file, durably and at once."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    meta = {KEY: files.canonical(about)}
+    meta = metadata_of(plain, about)
     files.write_atomic(path, lambda part: save_file(plain, part, metadata=meta))
+
+
+def metadata_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file of these tensors and this document."""
+    sha256 = files.digest([about, digest(tensors)])
+    return {KEY: files.canonical({**about, DIGEST: sha256})}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors: their names, types, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def load(path: Path, made_by: str = "dvc repro") -> Loaded:
@@ -51,13 +74,18 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = digest(tensors)
+        whole = isinstance(about, dict) and about.pop(DIGEST, 0) == files.digest([about, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
     if not isinstance(about, dict):
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
-    return Loaded(tensors, about)
+    if not whole:
+        raise UserError(f"{path} is damaged: it is not what was written; delete it, and "
+                        f"`{made_by}` makes it again")  # fmt: skip
+    return Loaded(tensors, about, weights)
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -127,33 +155,29 @@ def save_state(
     save(path, tensors, about)
     marker = files.canonical({"sha256": files.sha256(path), "step": step})
     files.write_atomic(path.with_suffix(".json"), lambda part: part.write_text(marker))
-    until = [p for p in sorted(folder.glob("state-*.json")) if p.stem <= path.stem]
+    until = [p for p in sorted(folder.glob("state-*.safetensors")) if p.stem <= path.stem]
     for old in until[:-keep]:
+        old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def load_state(folder: Path, at_most: int) -> Loaded | None:
-    """The newest whole training state of at most ``at_most`` steps, or None."""
+def load_state(
+    folder: Path, at_most: int, say: Callable[[str], None] = lambda _: None
+) -> Loaded | None:
+    """The newest whole training state of at most ``at_most`` steps, or None; says which damaged
+    ones it passed over."""
     for marker in sorted(folder.glob("state-*.json"), reverse=True):
+        step = int(marker.stem.removeprefix("state-"))
+        if step > at_most:
+            continue
         path = marker.with_suffix(".safetensors")
         try:
-            document = json.loads(marker.read_text())
-            if document["step"] <= at_most and files.sha256(path) == document["sha256"]:
-                return load(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+            if json.loads(marker.read_text())["sha256"] != files.sha256(path):
+                raise ValueError("it is not what its marker says")
+            return load(path)
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            say(f"the state of step {step} is damaged and passed over ({error})")
     return None
-
-
-def weights_digest(tensors: Mapping[str, Tensor], architecture: Mapping[str, Any]) -> str:
-    """sha256 of weights and architecture: what a flow is, whatever its file says about it."""
-    sha = hashlib.sha256(files.canonical(architecture).encode())
-    for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
-        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rfpp_core import build, checkpoint, files, foreign
+from rfpp_core import build, checkpoint, foreign
 from rfpp_core.errors import UserError
 from rfpp_core.params import Network
 
@@ -75,7 +75,7 @@ def convert(
         },
     }
     ordered = checkpoint.Ordered(found.tensors, list(want), dtype=torch.float32)
-    foreign.write_safetensors(target, ordered, {checkpoint.KEY: files.canonical(about)})
+    foreign.write_safetensors(target, ordered, checkpoint.metadata_of(ordered, about))
     return about
 
 

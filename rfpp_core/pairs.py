@@ -143,12 +143,14 @@ class PairStore:
             about: what to record beside the digests (device, torch version).
         """
         start, stop = self.span(shard)
+        paths = self.shard_files(shard)
+        for path in paths:  # zarr reads a shard's index first, and a damaged one stops it
+            path.unlink(missing_ok=True)
         group = zarr.open_group(self.path, mode="r+", zarr_format=3)
         for name, part in pairs._asdict().items():
             if part is not None:
                 array: Any = group[name]
                 array[start:stop] = part
-        paths = self.shard_files(shard)
         for path in paths:
             files.sync(path)
             for folder in list(path.relative_to(self.path).parents):

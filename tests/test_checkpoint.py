@@ -41,6 +41,19 @@ def test_a_truncated_file_is_refused(tmp_path):
         load_flow(path)
 
 
+def test_a_changed_byte_is_refused_wherever_it_is(tmp_path):
+    path = save_tiny(tmp_path / "flow.safetensors")
+    content = path.read_bytes()
+    for at in [*range(8, 1500, 37), *range(1500, len(content), 991), len(content) - 1]:
+        if content[at] == ord(" "):  # padding of the header
+            continue
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(UserError, match=r"is damaged|not a readable|was not written"):
+            checkpoint.load(path)
+    path.write_bytes(content)
+    checkpoint.load(path)
+
+
 def test_wrong_shapes_are_listed(tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = build.field(tiny_arch()).state_dict()
@@ -73,7 +86,16 @@ def test_states_keep_the_newest_and_skip_damage(tmp_path):
     assert checkpoint.load_state(tmp_path, 19) is None
     newest = tmp_path / "state-000000030.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert checkpoint.load_state(tmp_path, 100).about["step"] == 20
+    said = []
+    assert checkpoint.load_state(tmp_path, 100, said.append).about["step"] == 20
+    assert [line[:32] for line in said] == ["the state of step 30 is damaged "]
+
+
+def test_a_state_whose_marker_was_never_written_is_cleared_away(tmp_path):
+    checkpoint.save(tmp_path / "state-000000005.safetensors", {"x": torch.zeros(1)}, {"step": 5})
+    for step in (10, 20):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert not (tmp_path / "state-000000005.safetensors").exists()
 
 
 def test_a_shorter_training_beside_a_longer_one(tmp_path):
@@ -85,7 +107,7 @@ def test_a_shorter_training_beside_a_longer_one(tmp_path):
 
 def test_a_flow_is_its_weights_and_architecture(tmp_path):
     one = load_flow(save_tiny(tmp_path / "a.safetensors"))
-    tensors, about = checkpoint.load(tmp_path / "a.safetensors")
+    tensors, about, _ = checkpoint.load(tmp_path / "a.safetensors")
     checkpoint.save(tmp_path / "b.safetensors", tensors, {**about, "note": "other metadata"})
     assert load_flow(tmp_path / "b.safetensors").digest == one.digest
     assert load_flow(save_tiny(tmp_path / "c.safetensors", seed=1)).digest != one.digest

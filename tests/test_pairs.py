@@ -33,6 +33,17 @@ def test_what_was_committed_is_read(store):
     assert store.verify() == []
 
 
+def test_a_damaged_file_does_not_hinder_the_next_commit(store):
+    """Zarr reads the index of a shard before it writes it."""
+    before, [images, _] = store.digest(), store.shard_files(1)
+    content = images.read_bytes()
+    for length in (0, 1, len(content) // 2, len(content) - 5, len(content) - 1):
+        images.write_bytes(content[:length])
+        store.forget(1)
+        fill(store, [1])
+        assert store.digest() == before
+
+
 def test_digest_does_not_depend_on_order(store, tmp_path):
     other = fill(PairStore.create(tmp_path / "other.zarr", spec_for(), 60), [2, 0, 1])
     assert other.digest() == store.digest()

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pipeline import stage, training
 from rfpp_core import build
@@ -124,3 +126,45 @@ def test_a_missing_argument_is_one_line(module):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("rfpp: usage: python -m pipeline.")
+
+
+def full_by_the_system():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "models/x")
+
+
+def full_by_a_library():
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error)")
+
+
+@pytest.mark.parametrize("run", [full_by_the_system, full_by_a_library])
+def test_a_full_disk_is_one_line(here, monkeypatch, capsys, run):
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    with pytest.raises(SystemExit) as ended:
+        stage.main(run)
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert "No space left on device" in line
+    assert "run the same command again" in line
+
+
+def test_other_errors_are_not_hidden(here, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    with pytest.raises(ZeroDivisionError):
+        stage.main(lambda: 1 / 0)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(here):
+    with stage.staging("pairs", {"a": 1}) as work:
+        (work.path / "commits").mkdir()
+        left = [work.path / ".state.9.partial", work.path / "commits/.000001.json.9.partial"]
+        for path in left:
+            path.write_text("half")
+        (work.path / "state").write_text("whole")
+    with stage.staging("pairs", {"a": 1}) as work:
+        assert not any(path.exists() for path in left)
+        assert (work.path / "state").read_text() == "whole"
+    link = here / "models" / ".flow.9.partial"
+    link.parent.mkdir()
+    link.write_text("half")
+    stage.publish(work.path / "state", here / "models" / "flow")
+    assert [path.name for path in link.parent.iterdir()] == ["flow"]

@@ -85,6 +85,18 @@ def damaged_publication(scene: Scene, rng: random.Random) -> None:
     scene.same()
 
 
+def damaged_finish(scene: Scene, rng: random.Random) -> None:
+    """A finished training is kept for later; damaged there, it is made again from its state."""
+    scene.finish()
+    scene.product.unlink()
+    kept = next((scene.path / ".work").glob(f"{scene.folder}/*/flow-*.safetensors"))
+    damage(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
+    said = scene.finish()
+    if "made again from the last state" not in said:
+        raise Lapse(f"not said: {said[-300:]}")
+    scene.same()
+
+
 def damaged_model(scene: Scene, rng: random.Random) -> None:
     """A half-written teacher is refused in one line, and nothing is made of it."""
     model = scene.hit(scene.path / "models/flow1.safetensors")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pipeline.processes import free_port
 from tests.conftest import Project
 from tests.faults.kinds import KINDS
-from tests.faults.scene import Lapse, Scene, reference
+from tests.faults.scene import Lapse, Scene, code_digest, reference
 
 PRIVATE = 4  # every so many of the rounds that start a Prefect server at all has its own
 
@@ -75,10 +75,11 @@ def main() -> int:
     given = parser.parse_args()
     home: Path = given.home
     home.mkdir(parents=True, exist_ok=True)
-    log = home / f"rounds-{given.rounds}-{given.seed}.jsonl"
+    code = code_digest()
+    log = home / f"rounds-{given.rounds}-{given.seed}-{code}.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     print(f"faults: {given.rounds} rounds, seed {given.seed}, {len(done)} done before", flush=True)
-    truth = reference(home)
+    truth = reference(home, code)
     server, url = shared_server(home)
     try:
         plan, over = schedule(given.rounds, given.seed), {row["round"] for row in done}
@@ -110,7 +111,7 @@ def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, An
     except (Lapse, subprocess.TimeoutExpired) as error:
         lapse = f"{type(error).__name__}: {error}"
         scene.clear()
-    return {**planned._asdict(), "struck": scene.struck, **scene.counts, "lapse": lapse}
+    return {**planned._asdict(), "struck": scene.struck, **scene.notes, "lapse": lapse}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

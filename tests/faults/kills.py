@@ -30,9 +30,12 @@ def signalled(number: int, whole: bool) -> Attack:
 
     def attack(scene: Scene, rng: random.Random) -> None:
         process = scene.start()
-        if scene.hit(somewhere(scene, rng, process)):
+        struck = scene.hit(somewhere(scene, rng, process))
+        begun, at = len(scene.made()), time.monotonic()
+        if struck:
             (os.killpg if whole else os.kill)(process.pid, number)
         code = process.wait(GRACE)
+        scene.notes["seconds to end"] = round(time.monotonic() - at, 2)
         said = scene.log.read_text()
         if code == 0 and not scene.product.exists():
             raise Lapse("an interrupted run says that it succeeded")
@@ -40,6 +43,8 @@ def signalled(number: int, whole: bool) -> Attack:
             raise Lapse("a traceback")
         if number == signal.SIGINT and code and "run the same command again" not in said:
             raise Lapse(f"not said how to go on: {said[-300:]}")
+        if struck and len(scene.made()) > begun + scene.width:
+            raise Lapse(f"{len(scene.made()) - begun} shards were begun after the signal")
         scene.resume()
 
     return attack

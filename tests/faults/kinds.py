@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "edited marker": (damages.damaged("edited marker"), EVERY),
     "lost marker": (damages.damaged("lost marker"), EVERY),
     "published pairs damaged": (damages.damaged_publication, REFLOW),
+    "finished training damaged": (damages.damaged_finish, ("pretrain", "reflow")),
     "half-written model": (damages.damaged_model, PAIRS),
     "leftovers and stale staging": (damages.leftovers, EVERY),
     "full disk": (damages.full_disk, EVERY),

@@ -50,11 +50,15 @@ class Lapse(AssertionError):
 Attack = Callable[["Scene", Random], None]
 
 
-def reference(home: Path) -> Project:
+def code_digest() -> str:
+    """Of what is attacked: rounds fought against other code prove nothing."""
+    code = sorted((*ROOT.glob("pipeline/*.py"), *ROOT.glob("rfpp_core/**/*.py"), SMOKE))
+    return files.digest([files.sha256(path) for path in code])[:16]
+
+
+def reference(home: Path, digest: str) -> Project:
     """The uninterrupted run that every other is compared with; made once for the code as it is."""
     project, done = Project(home / "reference"), home / "reference.done"
-    code = sorted((*ROOT.glob("pipeline/*.py"), *ROOT.glob("rfpp_core/**/*.py"), SMOKE))
-    digest = files.digest([files.sha256(path) for path in code])
     if not done.exists() or done.read_text() != digest:
         shutil.rmtree(project.path, ignore_errors=True)
         new_project(project.path)
@@ -87,7 +91,8 @@ class Scene:
         self.log = home / "scene.log"
         self.log.write_text("")
         self.struck = False
-        self.counts: dict[str, int] = {}
+        self.width = int(env["RFPP_WORKERS"])
+        self.notes: dict[str, float] = {}
         self.product, self.folder = self.path / PRODUCT[stage], FOLDER[stage]
         round_name = [] if stage == "pretrain" else ["2"]
         self.command = [sys.executable, "-m", f"pipeline.{stage}", *round_name]
@@ -159,7 +164,7 @@ class Scene:
     def no_twice(self, kills: int = 0) -> None:
         """No shard was begun twice, but for those that workers had in hand at a kill."""
         made = self.made()
-        if len(made) - len(set(made)) > kills * int(self.env["RFPP_WORKERS"]):
+        if len(made) - len(set(made)) > kills * self.width:
             raise Lapse(f"shards made twice: {sorted(made)}")
 
     def resume(self, command: list[str] | None = None) -> None:
@@ -168,9 +173,10 @@ class Scene:
         kept, begun = len(self.staged()), len(self.made())
         self.finish(command)
         if self.stage == "generate":
-            self.counts = {"kept": kept, "again": len(self.made()) - begun}
-            if self.counts["again"] != SHARDS - kept:
-                raise Lapse(f"{self.counts['again']} shards made with {kept} of {SHARDS} there")
+            again = len(self.made()) - begun
+            self.notes |= {"kept": kept, "again": again}
+            if again != SHARDS - kept:
+                raise Lapse(f"{again} shards made with {kept} of {SHARDS} there")
             self.no_twice(kills=1)
         self.same()
         self.no_orphans()
