@@ -30,7 +30,7 @@ from rfpp_core import files
 from rfpp_core.errors import UserError
 from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import FREE, Pairs, PairSpec
-from rfpp_core.zarr_io import create_array, open_group
+from rfpp_core.zarr_io import check_array, create_array, open_group
 
 
 class PairStore:
@@ -58,12 +58,8 @@ class PairStore:
         building = path.with_name(f".{path.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         group = zarr.open_group(building, mode="w-", zarr_format=3)
-        chunk = next(c for c in range(min(1000, spec.shard), 0, -1) if spec.shard % c == 0)
-        create_array(group, "images", (n, *spec.shape), "uint8", chunk, spec.shard)
-        create_array(group, "labels", (n,), "int16", spec.shard, None)
-        if spec.stored:
-            part = next(c for c in range(min(100, spec.shard), 0, -1) if spec.shard % c == 0)
-            create_array(group, "noise", (n, *spec.shape), "float32", part, spec.shard)
+        for name, (tail, dtype, chunk, shard) in _arrays(spec).items():
+            create_array(group, name, (n, *tail), dtype, chunk, shard)
         group.attrs["rfpp"] = spec.identity
         (building / "commits").mkdir()
         for meta in (*building.rglob("zarr.json"), building / "commits", building):
@@ -89,6 +85,8 @@ class PairStore:
                  if f.default is not MISSING and f.name not in FREE}  # fmt: skip
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
+        for name, layout in _arrays(spec).items():
+            check_array(group, name, *layout)
         store = cls(path, group, spec)
         for k in store.committed():
             if store.marker(k)["noise_witness"] != spec.witness(k):
@@ -318,6 +316,21 @@ class PairStore:
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"
+
+
+def _arrays(spec: PairSpec) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
+    """Shape of a pair, type, chunk and shard of each array."""
+
+    def divisor(most: int) -> int:
+        return next(c for c in range(min(most, spec.shard), 0, -1) if spec.shard % c == 0)
+
+    arrays: dict[str, tuple[tuple[int, ...], str, int, int | None]] = {
+        "images": (spec.shape, "uint8", divisor(1000), spec.shard),
+        "labels": ((), "int16", spec.shard, None),
+    }
+    if spec.stored:
+        arrays["noise"] = (spec.shape, "float32", divisor(100), spec.shard)
+    return arrays
 
 
 def read_marker(path: Path) -> dict[str, Any] | None:

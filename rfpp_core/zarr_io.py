@@ -7,6 +7,7 @@ one as silent zeros.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from rfpp_core.errors import UserError
+
+MOST = 10**6  # shards of an array
 
 zarr.config.set({"array.write_empty_chunks": True})  # of the process: no file records it
 
@@ -49,6 +52,39 @@ def open_group(path: Path, made_by: str) -> zarr.Group:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable Zarr group: {error}") from None
+
+
+def check_array(
+    group: zarr.Group, name: str, tail: tuple[int, ...], dtype: str, chunk: int, shard: int | None
+) -> int:
+    """The length of an array, which must be one that :func:`create_array` makes.
+
+    Other chunks and codecs are a stranger's: they could exhaust the memory, or run what this
+    project does not know.
+
+    Raises:
+        UserError: if it is missing or another.
+    """
+    try:
+        found: Any = group[name]
+        n = int(found.shape[0])
+        have, want = found.metadata.to_dict(), _metadata(tail, dtype, chunk, shard)
+    except Exception as error:  # whatever zarr raises at foreign metadata
+        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UserError(f"{group.store}: array {name} is not readable: {line}") from None
+    wrong = [key for key in want if key != "shape" and have.get(key) != want[key]]
+    if wrong or found.shape[1:] != tail or not 0 < n <= MOST * (shard or chunk):
+        raise UserError(f"{group.store}: array {name} is not one of this project's "
+                        f"({', '.join(wrong) or 'shape'})")  # fmt: skip
+    return n
+
+
+@functools.cache
+def _metadata(tail: tuple[int, ...], dtype: str, chunk: int, shard: int | None) -> dict[str, Any]:
+    group = zarr.group(zarr.storage.MemoryStore(), zarr_format=3)
+    array: Any = create_array(group, "x", (shard or chunk, *tail), dtype, chunk, shard)
+    document: dict[str, Any] = array.metadata.to_dict()
+    return document
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:

@@ -139,6 +139,43 @@ def test_store_metadata(store, name, value):
     declared(lambda: PairStore.open(store.path).read_all())
 
 
+ARRAY_KEYS = ["shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs",
+              "attributes", "zarr_format", "node_type", "storage_transformers"]  # fmt: skip
+
+
+@few
+@given(st.sampled_from(ARRAY_KEYS), documents, st.sampled_from(["images", "labels"]))
+def test_array_metadata(store, key, value, name):
+    meta = store.path / name / "zarr.json"
+    before = meta.read_text()
+    meta.write_text(json.dumps(json.loads(before) | {key: value}))
+    declared(lambda: PairStore.open(store.path).read_all())
+    declared(lambda: PairStore.open(store.path).verify())
+    meta.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10**15, 1, 8, 8]},
+        {"shape": [-1, 1, 8, 8]},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [10**9, 1, 8, 8]}}},
+        {"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]},
+        {"data_type": "float64"},
+        {"storage_transformers": [{"name": "x"}]},
+    ],
+)
+def test_arrays_that_this_project_would_not_make(store, change):
+    """Foreign codecs, chunks or lengths are refused before anything is decoded or allocated."""
+    meta = store.path / "images" / "zarr.json"
+    before = meta.read_text()
+    meta.write_text(json.dumps(json.loads(before) | change))
+    with pytest.raises(UserError, match="images"):
+        PairStore.open(store.path)
+    meta.write_text(before)
+    PairStore.open(store.path)
+
+
 @few
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x04", b"\x80\x02}q\x00"])
