@@ -15,6 +15,7 @@ from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.devices import Pool
+    from pipeline.shards import Made
     from rfpp_core.pair_spec import PairSpec
     from rfpp_core.pairs import PairStore
     from rfpp_core.params import Generate
@@ -124,42 +125,58 @@ def make(ask: Callable[[], Order]) -> None:
     from pipeline import devices
 
     devices.quiet_resource_tracker()
-    from rfpp_core.pairs import PairStore, drop_bad_markers
+    from rfpp_core.pairs import PairStore
 
     given = ask()
     with stage.staging("pairs", given.spec.identity) as work:
-        for shard in drop_bad_markers(work.path / "pairs.zarr"):
-            print(f"pairs: shard {shard} is made again: its marker is damaged")
-        store = PairStore.create(work.path / "pairs.zarr", given.spec, given.n)
-        clock = time.monotonic()
-        drop_damaged(store)
-        computing, keeping = 0.0, time.monotonic() - clock
-        wanted = range(-(-given.n // given.spec.shard))
-        kept = [shard for shard in store.committed() if shard in wanted]
-        missing = [shard for shard in store.missing() if shard in wanted]
-        pool = devices.open_pool()
-        try:
-            if kept:
-                check_witness(pool, store, given.arguments, kept[-1], work)
-                print(f"pairs: {len(kept)} of {len(kept) + len(missing)} shards kept")
-            if missing:
-                from pipeline.shard_flow import make_shards
-
-                call = (given.task, str(store.path), *given.arguments)
-                computing, kept_in = make_shards(pool, call, missing, given.spec.shard)
-                keeping += kept_in
-        except BaseException:
-            pool.close(kill=True)
-            raise
-        pool.close()
+        began = time.monotonic()
+        store = _take_up(work, given)
+        checked = time.monotonic()
+        made = _fill(store, given, work)
         stage.confirm(given.asked(), ask().asked())
-        clock = time.monotonic()
+        filled = time.monotonic()
         PairStore.open(store.path).publish(given.target, given.n, work.adopted)
-        keeping += time.monotonic() - clock
+        if made:
+            keeping = checked - began + time.monotonic() - filled + sum(m.keeping for m in made)
+            computing = sum(m.computing for m in made)
+            print(f"pairs: {len(made)} shards made, {computing / len(made):.1f} s a shard; "
+                  f"writing, fsync, digests, markers and their checks took {keeping:.2f} s "
+                  f"({keeping / computing:.1%} of that)")  # fmt: skip
+
+
+def _take_up(work: stage.Staging, given: Order) -> PairStore:
+    """The staged store, without what is damaged."""
+    from rfpp_core.pairs import PairStore, drop_bad_markers
+
+    for shard in drop_bad_markers(work.path / "pairs.zarr"):
+        print(f"pairs: shard {shard} is made again: its marker is damaged")
+    store = PairStore.create(work.path / "pairs.zarr", given.spec, given.n)
+    drop_damaged(store)
+    return store
+
+
+def _fill(store: PairStore, given: Order, work: stage.Staging) -> list[Made]:
+    """Makes the missing shards; what became of each."""
+    from pipeline import devices
+
+    wanted = range(-(-given.n // given.spec.shard))
+    kept = [shard for shard in store.committed() if shard in wanted]
+    missing = [shard for shard in store.missing() if shard in wanted]
+    pool, made = devices.open_pool(), []
+    try:
+        if kept:
+            check_witness(pool, store, given.arguments, kept[-1], work)
+            print(f"pairs: {len(kept)} of {len(kept) + len(missing)} shards kept")
         if missing:
-            print(f"pairs: {len(missing)} shards made, {computing / len(missing):.1f} s a shard; "
-                  f"writing, digests, fsync and markers took {keeping:.1f} s, "
-                  f"{keeping / (computing + keeping):.1%} of it all")  # fmt: skip
+            from pipeline.shard_flow import make_shards
+
+            call = (given.task, str(store.path), *given.arguments)
+            made = make_shards(pool, call, missing, given.spec.shard)
+    except BaseException:
+        pool.close(kill=True)
+        raise
+    pool.close()
+    return made
 
 
 def drop_damaged(store: PairStore) -> None:

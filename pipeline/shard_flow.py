@@ -32,13 +32,9 @@ if TYPE_CHECKING:
 START_SECONDS = 180.0
 
 
-def make_shards(
-    pool: Pool, call: tuple[str, ...], shards: list[int], size: int
-) -> tuple[float, float]:
+def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
     """Makes all the shards by ``call``, a task and its first arguments; those that succeed are
     kept whatever becomes of the others.
-
-    Returns the workers' seconds of computing and of keeping what they made.
 
     Raises:
         UserError: naming the shards that failed after their retries.
@@ -50,7 +46,7 @@ def make_shards(
     return _flow(pool, call, shards, size)
 
 
-def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> tuple[float, float]:
+def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -111,7 +107,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> tu
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
                         f"are kept, run again to retry")  # fmt: skip
-    return sum(m.computing for m in made), sum(m.keeping for m in made)
+    return made
 
 
 def _settings(home: Path) -> None:

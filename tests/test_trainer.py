@@ -41,13 +41,18 @@ def run(steps=12, resume_from=None, section=SECTION, tmp=None, images=IMAGES):
     return state, reports
 
 
-def test_resume_is_bit_exact(tmp_path):
-    whole, reports = run()
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resume_is_bit_exact(tmp_path, precision):
+    """Weights, their average, the optimiser's moments, the loss scaler and the reports."""
+    section = SECTION.model_copy(update={"precision": precision})
+    whole, reports = run(section=section)
     for j in (3, 6, 9):
-        resumed, parts = run(resume_from=j, tmp=tmp_path)
+        resumed, parts = run(resume_from=j, section=section, tmp=tmp_path)
         assert parts == reports
+        assert resumed.about() == whole.about()
         for name, tensor in whole.tensors().items():
             assert torch.equal(tensor, resumed.tensors()[name]), name
+    assert (whole.about()["scaler"] != {}) == (precision == "fp16")
 
 
 def test_loss_falls():

@@ -67,6 +67,20 @@ def worker_signalled(number: int) -> Attack:
     return attack
 
 
+def training_process_killed(scene: Scene, rng: random.Random) -> None:
+    """One of two that train together: the other leaves, and any number of them goes on."""
+    process = scene.start(RFPP_PROCESSES="2")
+    least = rng.randint(1, 2)
+    if scene.hit(scene.until(process, lambda: len(scene.staged()) >= least)):
+        os.kill(rng.choice(scene.pids(f"pipeline.{scene.stage}")), signal.SIGKILL)
+    if process.wait(GRACE) == 0 and not scene.product.exists():
+        raise Lapse("a training without one of its processes says that it succeeded")
+    scene.no_orphans()
+    scene.finish(RFPP_PROCESSES=str(rng.randint(1, 2)))
+    scene.close()
+    scene.no_orphans()
+
+
 def dvc_signalled(number: int) -> Attack:
     """To dvc alone: the stage goes on, and the next run waits for it and makes nothing twice."""
 

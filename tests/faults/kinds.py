@@ -18,6 +18,7 @@ KINDS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "SIGKILL to a worker": (kills.worker_signalled(SIGKILL), PAIRS),
     "SIGTERM to a worker": (kills.worker_signalled(SIGTERM), PAIRS),
     "SIGINT to a worker": (kills.worker_signalled(SIGINT), PAIRS),
+    "SIGKILL to one of two that train": (kills.training_process_killed, REFLOW),
     "SIGKILL to dvc alone": (kills.dvc_signalled(SIGKILL), EVERY),
     "SIGTERM to dvc alone": (kills.dvc_signalled(SIGTERM), EVERY),
     "SIGINT to dvc alone": (kills.dvc_signalled(SIGINT), EVERY),
