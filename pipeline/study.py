@@ -25,8 +25,9 @@ from rfpp_core import params
 from rfpp_core.metrics import DISTANCES
 
 SEEDS = range(1, 6)
+BASE = "as in params"
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "as in params": {},
+    BASE: {},
     "control: fixed t = 1": {"times": {"law": "fixed", "t": 1.0}},
     "u-shape, l2": {"times": {"law": "u_shape"}, "loss": {"name": "l2"}},
     "uniform t, l2": {"times": {"law": "uniform"}, "loss": {"name": "l2"}},
@@ -107,20 +108,22 @@ def table(results: list[dict[str, Result]], base: Result) -> str:
         return np.array([result[arm][name][key] for result in results])
 
     teacher = column("flow1", many)
-    straight = np.array([r["flow1"]["straightness"] / r["as in params"]["straightness"]
+    straight = np.array([r["flow1"]["straightness"] / r[BASE]["straightness"]
                          for r in results])  # fmt: skip
     lines = [
         "# Over training seeds", "",
         f"Made by `make study` from `params.yaml` ({base['dataset']['name']}); {len(results)} "
         f"training seeds, n = {base['evaluate']['n']}, {name} to the training split. "
         f"Arms of a seed share teacher, pairs, initial weights, order and budget "
-        f"({results[0]['as in params']['budget']:,} network forwards). Brackets are 95 % "
+        f"({results[0][BASE]['budget']:,} network forwards). Brackets are 95 % "
         f"t-intervals of the mean over training seeds.", "",
         f"Real rows: floor (training images, bootstrapped) {first['floor']:.3g}, held-out images "
         f"{first['held_out']:.3g}. Teacher at {many[3:]} NFE (Heun, mean of {TEACHER_SEEDS} "
         f"sampling seeds): {_interval(teacher)}; at {nfes[0]} NFE "
         f"{_interval(column('flow1', keys[0]))}.",
         "", f"Straightness falls {_interval(straight)} fold.", "",
+        "The params as they are: "
+        f"{base['reflow']['times']['law']} times, {base['reflow']['loss']['name']}.", "",
         "The net of the perceptual term and the metric's both know the labels (other "
         "architecture, seed and half of the images).", "",
         "## Distance, and excess over the floor as a multiple of the teacher's", "",
@@ -133,12 +136,13 @@ def table(results: list[dict[str, Result]], base: Result) -> str:
         floor = first["floor"]
         ratios = [(column(arm, key) - floor) / (teacher - floor) for key in keys]
         lines.append(f"| {arm} | {' | '.join(cells + [_interval(r) for r in ratios])} |")
-    lines += ["", "## Paired differences to the params as they are (positive: the arm is worse)",
-              "", "| arm | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " |",
-              "|---|" + "---|" * len(nfes)]  # fmt: skip
-    for arm in list(ARMS)[1:]:
-        gaps = [column(arm, key) - column("as in params", key) for key in keys]
-        lines.append(f"| {arm} | {' | '.join(f'{_interval(g)}: {_verdict(g)}' for g in gaps)} |")
+    lines += ["", "## Paired differences (positive: the first arm is worse)", "",
+              "| arm | to | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " |",
+              "|---|---|" + "---|" * len(nfes)]  # fmt: skip
+    for arm, to in [*((arm, BASE) for arm in list(ARMS)[1:]), ("uniform t, l2", "u-shape, l2")]:
+        gaps = [column(arm, key) - column(to, key) for key in keys]
+        cells = [f"{_interval(gap)}: {_verdict(gap)}" for gap in gaps]
+        lines.append(f"| {arm} | {to} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
