@@ -5,6 +5,7 @@ With ``finetune.mix`` above 0, that share of every batch are pairs of a round in
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
 from rfpp_core.sampling import Recipe
+from rfpp_core.shelf import Shelf
 
 
 def job(k: str) -> training.Job:
@@ -44,16 +46,16 @@ def job(k: str) -> training.Job:
     )
 
 
-def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config = params.load()
     item, store = invert.item_of(config, k), PairStore.open(invert.path_of(k))
-    images, labels, noise = store.read_all()
+    images, labels, noise = store.read_all(shelf)
     assert noise is not None
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     coupling = couplings.stored(torch.from_numpy(noise))
     if config.finetune.mix:
         pairs = PairStore.open(reflow.pairs_path(item.pairs))
-        made = pairs.read_all()
+        made = pairs.read_all(replace(shelf, folder=shelf.folder / "pairs"))
         coupling = couplings.mixed(
             coupling,
             torch.from_numpy(made.images),

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline import stage, training
 from rfpp_core import build, couplings, data, importing, params
 from rfpp_core.couplings import Coupling
+from rfpp_core.shelf import Shelf
 
 MODEL, CURVE = Path("models/flow1.safetensors"), Path("curves/flow1_loss.csv")
 
@@ -31,8 +32,8 @@ def job() -> training.Job:
     )
 
 
-def load() -> tuple[Tensor, Tensor | None, Coupling, None]:
-    part, conditional = data.read(stage.IMAGES, "train"), params.load().network.conditional
+def load(shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, None]:
+    part, conditional = data.read(stage.IMAGES, "train", shelf), params.load().network.conditional
     labels = torch.from_numpy(part.labels).long() if conditional else None
     return torch.from_numpy(part.images), labels, couplings.independent, None
 

@@ -17,6 +17,7 @@ from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
 from rfpp_core.sampling import Recipe
+from rfpp_core.shelf import Shelf
 
 
 def round_of(config: params.Params, k: str) -> params.Round:
@@ -66,9 +67,9 @@ def _check_fit(store: PairStore, arch: dict[str, Any], teacher: Path) -> None:
                         f"{teacher} of {classes or 'none'}")  # fmt: skip
 
 
-def load(k: str) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config, store = params.load(), PairStore.open(pairs_path(k))
-    images, labels, noise = store.read_all()
+    images, labels, noise = store.read_all(shelf)
     y = torch.from_numpy(labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None

@@ -48,10 +48,10 @@ def make_shard(store_path: str, teacher: str, shard: int) -> Made:
 def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
     """Sends one shard of real images to noise and commits both."""
     store = PairStore.open(Path(store_path))
-    flow, spec, real = _teacher(teacher), store.spec, _images(images)
+    flow, spec = _teacher(teacher), store.spec
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is not the teacher of {store_path} any more")
-    return _commit(store, flow, shard, lambda first: inverted(flow, spec, real, first))
+    return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
 
 
 def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> Made:
@@ -90,8 +90,8 @@ def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
     if spec.stored:
-        real = _images(str(rest[0]))
-        [new] = runtime.map_exact(lambda first: inverted(flow, spec, real, first), [start], 1)
+        images = str(rest[0])
+        [new] = runtime.map_exact(lambda first: inverted(flow, spec, images, first), [start], 1)
         assert old.noise is not None
         assert new.noise is not None
         gap = 255 * np.abs(old.noise - new.noise)
@@ -113,17 +113,17 @@ def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
     return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
 
 
-def inverted(flow: Flow, spec: PairSpec, real: data.Images, start: int) -> Pairs:
+def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     """The micro-batch of real images from ``start`` on, and the noise that the flow sends to
     them."""
-    part = slice(start, start + spec.micro_batch)
-    x = to_float(torch.from_numpy(real.images[part])).to(flow.device)
-    y = torch.from_numpy(real.labels[part]).long() if spec.classes else None
+    real = data.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
+    x = to_float(torch.from_numpy(real.images)).to(flow.device)
+    y = torch.from_numpy(real.labels).long() if spec.classes else None
     recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
     label = None if y is None else y.to(flow.device)
     z = draw(flow.field, x, label, recipe, backwards=True, start=spec.start).x
     noise = np.ascontiguousarray(z.float().cpu().numpy())
-    return Pairs(real.images[part], _labels(y, len(noise)), noise)
+    return Pairs(real.images, _labels(y, len(noise)), noise)
 
 
 def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
@@ -134,8 +134,3 @@ def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
 def _teacher(path: str) -> Flow:
     runtime.exact()
     return build.load_flow(path, runtime.device())
-
-
-@functools.lru_cache(maxsize=1)
-def _images(path: str) -> data.Images:
-    return data.read(Path(path), "train")

@@ -21,6 +21,7 @@ from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
 from rfpp_core.params import Loss, Params, Training
+from rfpp_core.shelf import Shelf
 from rfpp_core.trainer import NonFiniteLoss, StepReport, TrainConfig, TrainState, train
 
 
@@ -77,7 +78,7 @@ def rooms_of(arch: str, loss: Loss) -> tuple[str, ...]:
     return (*stage.TRAINING_ROOMS, *stage.NET_ROOMS[arch], *extra)
 
 
-Load = Callable[[], tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]]
+Load = Callable[[Shelf], tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]]
 
 
 def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
@@ -85,7 +86,7 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
 
     Args:
         identify: reads params and inputs' digests afresh; called again before publishing.
-        load: images, labels, coupling and initial weights.
+        load: images, labels, coupling and initial weights; large sets go where the shelf says.
         flow: name of the flow to make.
     """
     processes.spread()
@@ -143,7 +144,13 @@ def _train(
         raise UserError(f"{job.kind}.compile on a CPU needs a C++ compiler; install g++ or set "
                         f"compile: false")  # fmt: skip
     torch.set_num_threads(section.threads)
-    images, labels, coupling, weights = load()
+    shelf = _shelf(work, rank)
+    if not rank.first:  # which makes what all share: the shelf's files, the perceptual net
+        distributed.wait()
+    images, labels, coupling, weights = load(shelf)
+    perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
+    if rank.first:
+        distributed.wait()
     config = build.train_config(section, job.seed)
     field = build.field(job.architecture, section.dropout, job.params.seed)
     if weights is not None:
@@ -162,11 +169,6 @@ def _train(
         loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
         state.step, rank,
     )  # fmt: skip
-    if not rank.first:  # which may have to train the perceptual net before it is there
-        distributed.wait()
-    perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
-    if rank.first:
-        distributed.wait()
     reports = train(state, source, build.loss(section, coupling, perceptual), config)
     first, began = state.step, time.monotonic()
     saver = Saver(work.path, state, rows)
@@ -187,6 +189,14 @@ def _train(
           f"({images_seen / max(seconds, 1e-9):,.0f} images/s)")  # fmt: skip
     stage.write_csv(curve, rows)
     checkpoint.save(model, state.average.state_dict(), _about(job, work))
+    shutil.rmtree(shelf.folder, ignore_errors=True)
+
+
+def _shelf(work: stage.Staging, rank: distributed.Rank) -> Shelf:
+    """``RFPP_MEMORY`` GiB of a set are held in memory, else half of what there is."""
+    given = stage.env_number("RFPP_MEMORY", runtime.memory() / 2**31) * 2**30
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world))  # share the memory
+    return Shelf(work.path / "flat", distributed.tell(given / here), rank.first)
 
 
 def _about(job: Job, work: stage.Staging) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from rfpp_core.errors import UserError
+from rfpp_core.shelf import Shelf, in_memory
 from rfpp_core.sources import CorruptImage, Source
 from rfpp_core.zarr_io import create_array, open_group
 
@@ -47,10 +48,24 @@ def count(path: Path, part: Split) -> int:
     return int(group["images"].shape[0])
 
 
-def read(path: Path, part: Split) -> Images:
-    """One split of an image store, whole, in memory."""
+def read(path: Path, part: Split, shelf: Shelf | None = None) -> Images:
+    """One split of an image store, whole; in memory, or where a shelf says."""
     group: Any = open_group(path, "dvc repro prepare")[part]
-    return Images(group["images"][:], group["labels"][:])
+    names = Images._fields
+    layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
+    arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
+    if empty:
+        n, size = len(arrays["images"]), group["images"].chunks[0]
+        for here in (slice(start, start + size) for start in range(0, n, size)):
+            for name in names:
+                arrays[name][here] = group[name][here]
+    return Images(**arrays)
+
+
+def read_some(path: Path, part: Split, span: slice) -> Images:
+    """Some images of a split."""
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    return Images(group["images"][span], group["labels"][span])
 
 
 def write(

@@ -22,7 +22,6 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +29,7 @@ from rfpp_core import files
 from rfpp_core.errors import UserError
 from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import FREE, Pairs, PairSpec
+from rfpp_core.shelf import Shelf, in_memory
 from rfpp_core.zarr_io import check_array, create_array, open_group
 
 
@@ -197,17 +197,17 @@ class PairStore:
                                 f"`dvc repro` after `rfpp pairs verify {self.path}`")  # fmt: skip
             yield k, pairs
 
-    def read_all(self) -> Pairs:
-        """Every pair, each shard checked against its marker."""
-        images = np.empty((self.n, *self.spec.shape), np.uint8)
-        labels = np.empty(self.n, np.int16)
-        noise = np.empty((self.n, *self.spec.shape), np.float32) if self.spec.stored else None
-        for k, pairs in self.each_shard():
-            here = slice(*self.span(k))
-            images[here], labels[here] = pairs.images, pairs.labels
-            if noise is not None:
-                noise[here] = pairs.noise
-        return Pairs(images, labels, noise)
+    def read_all(self, shelf: Shelf | None = None) -> Pairs:
+        """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
+        layout = {name: ((self.n, *tail), dtype)
+                  for name, (tail, dtype, *_) in _arrays(self.spec).items()}  # fmt: skip
+        arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
+        if empty:
+            for k, pairs in self.each_shard():
+                for name, part in pairs._asdict().items():
+                    if part is not None:
+                        arrays[name][slice(*self.span(k))] = part
+        return Pairs(arrays["images"], arrays["labels"], arrays.get("noise"))
 
     def digest(self, decode: bool = True) -> str:
         """sha256 over spec and decoded content, whoever made the shards in whatever order.

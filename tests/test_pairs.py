@@ -8,6 +8,7 @@ from rfpp_core import noise
 from rfpp_core.errors import UserError
 from rfpp_core.pair_spec import Pairs
 from rfpp_core.pairs import PairStore
+from rfpp_core.shelf import Shelf
 from tests.conftest import spec_for
 
 RNG = np.random.default_rng(0)
@@ -42,6 +43,14 @@ def test_a_damaged_file_does_not_hinder_the_next_commit(store):
         store.forget(1)
         fill(store, [1])
         assert store.digest() == before
+
+
+def test_a_shelf_holds_the_same_pairs(store, tmp_path):
+    shelf = Shelf(tmp_path / "flat", limit=0)
+    for _ in range(2):  # as a killed training finds it
+        for found, expected in zip(store.read_all(shelf)[:2], store.read_all()[:2], strict=True):
+            assert isinstance(found, np.memmap)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_digest_does_not_depend_on_order(store, tmp_path):

@@ -18,8 +18,10 @@ def weights(project: Project) -> dict:
     return checkpoint.load(project.path / "models/flow2.safetensors").tensors
 
 
-def train(project: Project, processes: int) -> list[str]:
-    return ["env", f"RFPP_PROCESSES={processes}", sys.executable, "-m", "pipeline.reflow", "2"]
+def train(project: Project, processes: int, **env: str) -> list[str]:
+    settings = {"RFPP_PROCESSES": processes, **env}
+    return ["env", *(f"{name}={value}" for name, value in settings.items()),
+            sys.executable, "-m", "pipeline.reflow", "2"]  # fmt: skip
 
 
 @pytest.fixture
@@ -46,6 +48,23 @@ def test_two_processes_are_one_trainer(ready, finished, torchrun):
     assert close(weights(ready), weights(finished))
     rows = (ready.path / "curves/flow2_loss.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(10, 101, 10)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pairs_may_stay_on_the_disk(ready, finished, processes):
+    """Paged from files that the processes share; the same weights, and no file is left."""
+    running = ready.start(*train(ready, processes, RFPP_MEMORY="0"))
+    seen = False
+    while running.poll() is None:
+        seen = seen or any((ready.path / ".work").glob("reflow/*/flat/images.raw"))
+        time.sleep(0.005)
+    assert running.returncode == 0
+    assert seen
+    assert not any((ready.path / ".work").glob("reflow/*/flat"))
+    if processes == 1:
+        for name, tensor in weights(finished).items():
+            assert torch.equal(tensor, weights(ready)[name])
+    assert close(weights(ready), weights(finished))
 
 
 def test_a_training_goes_on_with_another_number_of_processes(ready, finished):
