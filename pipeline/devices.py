@@ -180,7 +180,11 @@ class DaskPool:
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:
         future = self.client.submit(_run, target, args, pure=False)
-        return future.result(timeout)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()  # what already runs goes on; it makes the same bytes as the retry
+            raise WorkerDied(f"a Dask worker took over {timeout} s") from None
 
     def close(self, kill: bool = False) -> None:
         self.client.close()

@@ -131,4 +131,6 @@ def test_a_dask_cluster_behind_the_same_call():
         assert pool.call("os:getpid") != os.getpid()
         with pytest.raises(ZeroDivisionError):
             pool.call("operator:truediv", 1, 0)
+        with pytest.raises(devices.WorkerDied, match=r"took over 0.1 s"):
+            pool.call("time:sleep", 5, timeout=0.1)
         pool.close()
