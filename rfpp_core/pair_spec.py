@@ -50,6 +50,21 @@ class PairSpec:
         """The spec as a JSON document."""
         return {**asdict(self), "shape": list(self.shape)}
 
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
+        """Shape of a pair's part, type, chunk and shard of each array of the store."""
+
+        def divisor(most: int) -> int:
+            return next(c for c in range(min(most, self.shard), 0, -1) if self.shard % c == 0)
+
+        arrays: dict[str, tuple[tuple[int, ...], str, int, int | None]] = {
+            "images": (self.shape, "uint8", divisor(1000), self.shard),
+            "labels": ((), "int16", self.shard, None),
+        }
+        if self.stored:
+            arrays["noise"] = (self.shape, "float32", divisor(100), self.shard)
+        return arrays
+
     def index(self, start: int, stop: int) -> Tensor:
         """Pair indices [start, stop), int64."""
         return torch.arange(start, stop, dtype=torch.int64)

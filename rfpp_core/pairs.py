@@ -58,7 +58,7 @@ class PairStore:
         building = path.with_name(f".{path.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         group = zarr.open_group(building, mode="w-", zarr_format=3)
-        for name, (tail, dtype, chunk, shard) in _arrays(spec).items():
+        for name, (tail, dtype, chunk, shard) in spec.arrays.items():
             create_array(group, name, (n, *tail), dtype, chunk, shard)
         group.attrs["rfpp"] = spec.identity
         (building / "commits").mkdir()
@@ -85,7 +85,7 @@ class PairStore:
                  if f.default is not MISSING and f.name not in FREE}  # fmt: skip
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
-        for name, layout in _arrays(spec).items():
+        for name, layout in spec.arrays.items():
             check_array(group, name, *layout)
         store = cls(path, group, spec)
         for k in store.committed():
@@ -171,16 +171,16 @@ class PairStore:
         Raises:
             UserError: if a shard of the range is missing or damaged.
         """
-        size = self.spec.shard
-        lost = set(range(start // size, -(-stop // size))) - set(self.committed())
-        if lost:
+        shards = range(start // self.spec.shard, -(-stop // self.spec.shard))
+        if lost := set(shards) - set(self.committed()):
             raise UserError(f"{self.path}: shard {min(lost)} is not there; `dvc repro` makes it")
         arrays: list[Any] = [self.group[name] for name in self._names]
         try:
             found = [array[start:stop] for array in arrays]
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: pairs {start} to {stop} are damaged ({error}); "
-                            f"`rfpp pairs verify` names the shard") from None  # fmt: skip
+            damaged = next((k for k in shards if self.damage(k)), shards[0])
+            raise UserError(f"{self.path}: shard {damaged} is damaged ({error}); `dvc repro` "
+                            f"makes it again") from None  # fmt: skip
         return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
 
     def each_shard(self) -> Iterator[tuple[int, Pairs]]:
@@ -193,14 +193,14 @@ class PairStore:
         for k in range(self.shards):
             pairs = self.read(*self.span(k))
             if pairs.digest != self.marker(k)["pairs_sha256"]:
-                raise UserError(f"{self.path}: shard {k} is not what was committed; run "
-                                f"`dvc repro` after `rfpp pairs verify {self.path}`")  # fmt: skip
+                raise UserError(f"{self.path}: shard {k} is not what was committed; `dvc repro` "
+                                f"makes it again")  # fmt: skip
             yield k, pairs
 
     def read_all(self, shelf: Shelf | None = None) -> Pairs:
         """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
         layout = {name: ((self.n, *tail), dtype)
-                  for name, (tail, dtype, *_) in _arrays(self.spec).items()}  # fmt: skip
+                  for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
         arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
         if empty:
             for k, pairs in self.each_shard():
@@ -316,21 +316,6 @@ class PairStore:
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"
-
-
-def _arrays(spec: PairSpec) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
-    """Shape of a pair, type, chunk and shard of each array."""
-
-    def divisor(most: int) -> int:
-        return next(c for c in range(min(most, spec.shard), 0, -1) if spec.shard % c == 0)
-
-    arrays: dict[str, tuple[tuple[int, ...], str, int, int | None]] = {
-        "images": (spec.shape, "uint8", divisor(1000), spec.shard),
-        "labels": ((), "int16", spec.shard, None),
-    }
-    if spec.stored:
-        arrays["noise"] = (spec.shape, "float32", divisor(100), spec.shard)
-    return arrays
 
 
 def read_marker(path: Path) -> dict[str, Any] | None:

@@ -106,7 +106,7 @@ def test_damage_is_named(store, harm, message, which):
 
 def test_a_flipped_bit_is_never_read_silently(store):
     damage_bit(store.shard_files(1)[0])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="shard 1 is damaged"):
         PairStore.open(store.path).read(0, 60)
 
 
