@@ -141,6 +141,7 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     from rfpp_core import build, checkpoint
     from rfpp_core.couplings import Batch
     from rfpp_core.params import Network
+    from rfpp_core.shelf import Shelf
     from tests.conftest import SMOKE, save_tiny
 
     monkeypatch.chdir(tmp_path)
@@ -158,7 +159,7 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     checkpoint.save(flow1, build.field(arch).state_dict(), about)
     generate.run("2")
     assert reflow.job("2").forwards == N * 35
-    images, _, coupling, _ = reflow.load("2")
+    images, _, coupling, _ = reflow.load("2", Shelf(tmp_path / "flat", limit=0))
     at = torch.tensor([3, 17])
     _, z, _ = coupling(Batch(images[at].float(), at, None), None)
     np.testing.assert_array_equal(z, noises[at])
