@@ -75,13 +75,17 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
             about = json.loads((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = digest(tensors)
-        whole = isinstance(about, dict) and about.pop(DIGEST, 0) == files.digest([about, weights])
+        stated = about.pop(DIGEST, None) if isinstance(about, dict) else None
+        whole = stated == files.digest([about, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
     if not isinstance(about, dict):
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
+    if stated is None:
+        raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
+                        f"converts a model, `{made_by}` makes it again")  # fmt: skip
     if not whole:
         raise UserError(f"{path} is damaged: it is not what was written; delete it, and "
                         f"`{made_by}` makes it again")  # fmt: skip

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rfpp_core import build, checkpoint, load_flow
 from rfpp_core.errors import UserError
@@ -48,10 +49,16 @@ def test_a_changed_byte_is_refused_wherever_it_is(tmp_path):
         if content[at] == ord(" "):  # padding of the header
             continue
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(UserError, match=r"is damaged|not a readable|was not written"):
+        with pytest.raises(UserError, match=r"is damaged|not a readable|was not written|earlier"):
             checkpoint.load(path)
     path.write_bytes(content)
     checkpoint.load(path)
+
+
+def test_a_file_without_digest_is_an_earlier_version_s(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "m", metadata={"rfpp": "{}"})
+    with pytest.raises(UserError, match="earlier version; `rfpp import-checkpoint`"):
+        checkpoint.load(tmp_path / "m")
 
 
 def test_wrong_shapes_are_listed(tmp_path):
