@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import edit, stage, training
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Damaged, UserError
 from rfpp_core.sampling import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -146,9 +146,10 @@ def pairs_verify(
     repair: Annotated[bool, typer.Option(help="forget damaged shards, to be made again")] = False,
 ) -> None:
     """Reads everything and checks digests, noise witness, distinct noise of unit variance."""
-    from rfpp_core.pairs import PairStore, drop_bad_markers
+    from rfpp_core import markers
+    from rfpp_core.pairs import PairStore
 
-    lost = drop_bad_markers(path) if repair else []
+    lost = markers.drop_bad(path) if repair else []
     store = PairStore.open(path)
     if repair:
         damaged = [k for k in store.committed() if store.wrong_with(k)]
@@ -159,7 +160,8 @@ def pairs_verify(
             print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
             return
     if wrong := store.verify():
-        raise UserError(f"{path}: {'; '.join(wrong)}")
+        bad = [file for k in store.committed() if store.damage(k) for file in store.shard_files(k)]
+        raise Damaged(f"{path}: {'; '.join(wrong)}", *bad)
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")
 
 
@@ -298,6 +300,7 @@ def entry() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
+        stage.distrust(error)
         print(f"rfpp: {error}", file=sys.stderr)
         sys.exit(2)
 

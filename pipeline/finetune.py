@@ -49,6 +49,7 @@ def job(k: str) -> training.Job:
 def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
     config = params.load()
     item, store = invert.item_of(config, k), PairStore.open(invert.path_of(k))
+    shelf = replace(shelf, limit=shelf.limit / 2) if config.finetune.mix else shelf  # of two sets
     images, labels, noise = store.read_all(shelf)
     assert noise is not None
     y = torch.from_numpy(labels).long() if store.spec.classes else None

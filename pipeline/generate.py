@@ -15,7 +15,7 @@ from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.devices import Pool
-    from pipeline.shards import Made
+    from pipeline.shards import Made, Witness
     from rfpp_core.pair_spec import PairSpec
     from rfpp_core.pairs import PairStore
     from rfpp_core.params import Generate
@@ -126,8 +126,10 @@ def make(ask: Callable[[], Order]) -> None:
 
     devices.quiet_resource_tracker()
     from rfpp_core.pairs import PairStore
+    from rfpp_core.zarr_io import check_shard
 
     given = ask()
+    check_shard(given.spec.shape, given.spec.shard)
     with stage.staging("pairs", given.spec.identity) as work:
         began = time.monotonic()
         store = _take_up(work, given)
@@ -146,11 +148,17 @@ def make(ask: Callable[[], Order]) -> None:
 
 def _take_up(work: stage.Staging, given: Order) -> PairStore:
     """The staged store, without what is damaged."""
-    from rfpp_core.pairs import PairStore, drop_bad_markers
+    from rfpp_core import markers, pairs
 
-    for shard in drop_bad_markers(work.path / "pairs.zarr"):
+    path = work.path / "pairs.zarr"
+    for shard in markers.drop_bad(path):
         print(f"pairs: shard {shard} is made again: its marker is damaged")
-    store = PairStore.create(work.path / "pairs.zarr", given.spec, given.n)
+    try:
+        store = pairs.PairStore.create(path, given.spec, given.n)
+    except UserError as error:
+        print(f"pairs: the metadata is written again: {error}")
+        pairs.mend(path, given.spec, given.n)
+        store = pairs.PairStore.create(path, given.spec, given.n)
     drop_damaged(store)
     return store
 
@@ -195,8 +203,7 @@ def check_witness(
     Another machine may round a pixel otherwise; other images that ``rfpp work adopt`` accepted
     are known by the digest of this micro-batch.
     """
-    task = "pipeline.shards:witness"
-    found = pool.call(task, str(store.path), *arguments, shard)
+    found = _made_again(pool, str(store.path), *arguments, shard)
     most = TOLERATED_NOISE if store.spec.stored else TOLERATED_LEVELS
     share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, most)
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
@@ -207,6 +214,22 @@ def check_witness(
         f"clean pairs/{work.path.name}` makes them anew, `rfpp work adopt pairs/"
         f"{work.path.name}` keeps them"
     )
+
+
+def _made_again(pool: Pool, *arguments: str | int) -> Witness:
+    """The witness; by another worker if one dies or hangs."""
+    from pipeline.devices import WorkerDied
+
+    timeout = stage.env_number("RFPP_SHARD_TIMEOUT", 0) or None
+    left = int(stage.env_number("RFPP_RETRIES", 3))
+    while True:
+        try:
+            found: Witness = pool.call("pipeline.shards:witness", *arguments, timeout=timeout)
+            return found
+        except (WorkerDied, MemoryError) as error:
+            if not left:
+                raise UserError(f"what is kept could not be checked: {error}; run again") from None
+            left -= 1
 
 
 if __name__ == "__main__":

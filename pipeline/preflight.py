@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from rfpp_core import build, files, inception, perceptual, runtime
 from rfpp_core.errors import UserError
 from rfpp_core.params import Params, Training, load
 from rfpp_core.sources import CorruptImage, Source
+from rfpp_core.zarr_io import check_shard
 
 DONE = Path("data/preflight.txt")
 
@@ -88,6 +90,9 @@ def _of_images(config: Params, source: Source) -> Iterator[str]:
                    f"{perceptual.LEAST_SIDE}")  # fmt: skip
     if config.rounds and config.generate.source == "import":
         yield from _failures(lambda: generate.imported(config.generate))
+    for used, made in ((config.rounds, config.generate), (config.finetunes, config.invert)):
+        if used:
+            yield from _failures(partial(check_shard, shape, made.shard))
     yield from _disk(config, int(torch.Size(shape).numel()), len(source.keys))
 
 

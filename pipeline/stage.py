@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,13 +50,17 @@ def main(run: Callable[..., None], *names: str) -> None:
         library_caches()
         run(*sys.argv[1:])
     except UserError as error:
+        distrust(error)
+        _first_cause(error)
         _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to go on")
+        if os.environ.get("RANK", "0") == "0":  # all processes of a training are interrupted
+            _complain("interrupted; run the same command again to go on")
         sys.exit(130)
     except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
-        if os.strerror(errno.ENOSPC) not in str(error):
+        _first_cause(error)
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             raise
         _complain(f"{one_line(error)}; what is whole is kept, free some space and run the same "
                   f"command again to go on")  # fmt: skip
@@ -67,9 +72,22 @@ def one_line(error: object) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def distrust(error: UserError) -> None:
+    """Has DVC look into what was found damaged, instead of trusting it for being read-only."""
+    for file in getattr(error, "files", ()):
+        files.distrust(file)
+
+
 def _complain(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # once for all processes of a training
-        print(f"rfpp: {line}", file=sys.stderr)
+    print(f"rfpp: {line}", file=sys.stderr, flush=True)
+
+
+def _first_cause(error: Exception) -> None:
+    """Of several processes of a training lets the one speak that failed first, which ends the
+    others: those that fail alike or after it are gone before their turn comes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        after = any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+        time.sleep(4 if after else 2 if os.environ["RANK"] != "0" else 0)
 
 
 def entry(entries: Mapping[str, Entry], name: str, what: str) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import perceptual_net, processes, stage
-from rfpp_core import build, checkpoint, distributed, loader, runtime
+from rfpp_core import build, checkpoint, distributed, files, loader, runtime
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
@@ -95,7 +96,7 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
         steps = job.section.steps
         with _staging(job, rank) as work:
             model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
-            if not distributed.tell(_finished(model, curve)):
+            if not distributed.tell(rank.first and _finished(model, curve)):
                 _train(job, load, work, model, curve, rank)
             else:
                 say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
@@ -108,14 +109,16 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
 
 def _finished(model: Path, curve: Path) -> bool:
     """Whether a finished training is staged, whole."""
-    if not model.exists() or not curve.exists():
+    if not model.exists():
         return False
     try:
-        checkpoint.load(model)
-    except UserError as error:
-        say(f"made again from the last state: {error}")
-        return False
-    return True
+        wanted = checkpoint.load(model).about["provenance"].get("curve")
+    except UserError:
+        wanted = None
+    if curve.exists() and files.sha256(curve) == wanted:
+        return True
+    say(f"what was finished in {model.parent} is damaged; it is made again from the last state")
+    return False
 
 
 def _staging(job: Job, rank: distributed.Rank) -> AbstractContextManager[stage.Staging]:
@@ -144,12 +147,12 @@ def _train(
         raise UserError(f"{job.kind}.compile on a CPU needs a C++ compiler; install g++ or set "
                         f"compile: false")  # fmt: skip
     torch.set_num_threads(section.threads)
-    shelf = _shelf(work, rank)
-    if not rank.first:  # which makes what all share: the shelf's files, the perceptual net
+    shelf = _shelf(work)
+    if not shelf.fills:  # the first of each machine makes what all there share
         distributed.wait()
     images, labels, coupling, weights = load(shelf)
     perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
-    if rank.first:
+    if shelf.fills:
         distributed.wait()
     config = build.train_config(section, job.seed)
     field = build.field(job.architecture, section.dropout, job.params.seed)
@@ -188,18 +191,19 @@ def _train(
     print(f"{job.name}: {state.step - first} steps in {seconds:.0f} s "
           f"({images_seen / max(seconds, 1e-9):,.0f} images/s)")  # fmt: skip
     stage.write_csv(curve, rows)
-    checkpoint.save(model, state.average.state_dict(), _about(job, work))
-    shutil.rmtree(shelf.folder, ignore_errors=True)
+    shutil.rmtree(work.path / "flat", ignore_errors=True)
+    checkpoint.save(model, state.average.state_dict(), _about(job, work, files.sha256(curve)))
 
 
-def _shelf(work: stage.Staging, rank: distributed.Rank) -> Shelf:
+def _shelf(work: stage.Staging) -> Shelf:
     """``RFPP_MEMORY`` GiB of a set are held in memory, else half of what there is."""
     given = stage.env_number("RFPP_MEMORY", runtime.memory() / 2**31) * 2**30
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world))  # share the memory
-    return Shelf(work.path / "flat", distributed.tell(given / here), rank.first)
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.here().world))  # of this machine
+    fills = os.environ.get("LOCAL_RANK", "0") == "0"
+    return Shelf(work.path / "flat" / socket.gethostname(), given / share, fills)
 
 
-def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
+def _about(job: Job, work: stage.Staging, curve: str) -> dict[str, Any]:
     section = job.section
     budget = job.forwards + 3 * section.steps * section.batch
     provenance: dict[str, Any] = {
@@ -207,6 +211,7 @@ def _about(job: Job, work: stage.Staging) -> dict[str, Any]:
         "parents": job.parents,
         "data": job.data,
         "seed": job.params.seed,
+        "curve": curve,
         "images_seen": section.steps * section.batch,
         "budget": budget,
         "budget_with_ancestors": budget + job.inherited,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rfpp_core import files
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Damaged, UserError
 
 KEY, DIGEST = "rfpp", "sha256"
 
@@ -68,7 +69,8 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     """Reads a file written by :func:`save`.
 
     Raises:
-        UserError: if it is missing, damaged or not one of this project's.
+        Damaged: if it is not what was written.
+        UserError: if it is missing or not one of this project's.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -79,24 +81,37 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
         whole = stated == files.digest([about, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not a readable safetensors file: {error}", path) from None
     if not isinstance(about, dict):
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
     if stated is None:
         raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
                         f"converts a model, `{made_by}` makes it again")  # fmt: skip
     if not whole:
-        raise UserError(f"{path} is damaged: it is not what was written; delete it, and "
-                        f"`{made_by}` makes it again")  # fmt: skip
+        raise Damaged(f"{path} is damaged: it is not what was written; `{made_by}` makes it "
+                      f"again", path)  # fmt: skip
     return Loaded(tensors, about, weights)
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """The document of a safetensors file of this project; empty for another's."""
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get(KEY, "null"))
-    return about if isinstance(about, dict) else {}
+def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The document of a safetensors file of this project; empty for another's.
+
+    Raises:
+        Damaged: if it states a digest, and that is not the tensors' and its own.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(KEY, "null"))
+        if not isinstance(about, dict):
+            return {}
+        stated = about.pop(DIGEST, None)
+        whole = stated in (None, files.digest([about, digest(tensors)]))
+    except (ValueError, RecursionError):
+        whole, about = False, {}
+    if not whole:
+        raise Damaged(f"{path} is damaged: it is not what was written", path)
+    return about
 
 
 def load_into(
@@ -171,8 +186,8 @@ def load_state(
     """The newest whole training state of at most ``at_most`` steps, or None; says which damaged
     ones it passed over."""
     for marker in sorted(folder.glob("state-*.json"), reverse=True):
-        step = int(marker.stem.removeprefix("state-"))
-        if step > at_most:
+        name = re.fullmatch(r"state-(\d+)", marker.stem)
+        if name is None or (step := int(name[1])) > at_most:
             continue
         path = marker.with_suffix(".safetensors")
         try:

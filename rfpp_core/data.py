@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from rfpp_core.errors import UserError
-from rfpp_core.shelf import Shelf, in_memory
+from rfpp_core.errors import Damaged, UserError
+from rfpp_core.shelf import Shelf, flush, in_memory
 from rfpp_core.sources import CorruptImage, Source
 from rfpp_core.zarr_io import create_array, open_group
 
@@ -31,7 +31,7 @@ class Images(NamedTuple):
 
 
 def about(path: Path) -> dict[str, Any]:
-    """The attributes of an image store: name, shape, classes, digest.
+    """The attributes of an image store: name, shape, classes, digests of it and its splits.
 
     Raises:
         UserError: if there is no image store at ``path``.
@@ -49,23 +49,58 @@ def count(path: Path, part: Split) -> int:
 
 
 def read(path: Path, part: Split, shelf: Shelf | None = None) -> Images:
-    """One split of an image store, whole; in memory, or where a shelf says."""
+    """One split of an image store, whole; in memory, or where a shelf says.
+
+    Raises:
+        Damaged: if it is not what was written.
+    """
     group: Any = open_group(path, "dvc repro prepare")[part]
     names = Images._fields
     layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
     arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
     if empty:
         n, size = len(arrays["images"]), group["images"].chunks[0]
-        for here in (slice(start, start + size) for start in range(0, n, size)):
-            for name in names:
-                arrays[name][here] = group[name][here]
+        for start in range(0, n, size):
+            here = slice(start, start + size)
+            for name, values in read_some(path, part, here)._asdict().items():
+                arrays[name][here] = values
+        if about(path).get("splits", {}).get(part) != _digest(arrays["images"], arrays["labels"]):
+            raise _damaged(path, part, "it is not what was written")
+        flush(arrays)
     return Images(**arrays)
 
 
 def read_some(path: Path, part: Split, span: slice) -> Images:
-    """Some images of a split."""
+    """Some images of a split.
+
+    Raises:
+        Damaged: if a file of them is missing, empty, or not what was written.
+    """
     group: Any = open_group(path, "dvc repro prepare")[part]
-    return Images(group["images"][span], group["labels"][span])
+    images, labels = group["images"], group["labels"]
+    first, stop, _ = span.indices(images.shape[0])
+    shards = range(first // images.shards[0], -(-stop // images.shards[0]))
+    names = [*(f"images/c/{k}/0/0/0" for k in shards), "labels/c/0"]
+    for file in (path / part / name for name in names):
+        if not file.exists() or not file.stat().st_size:  # zarr reads silent zeros
+            raise _damaged(path, part, f"{file} is missing or empty")
+    try:
+        return Images(images[span], labels[span])
+    except (ValueError, RuntimeError) as error:
+        raise _damaged(path, part, str(error)) from None
+
+
+def _damaged(path: Path, part: Split, why: str) -> Damaged:
+    files = (file for file in (path / part).rglob("*") if file.is_file())
+    return Damaged(f"{path} is damaged in the split {part} ({why}); `dvc repro prepare` makes it "
+                   f"again", *files)  # fmt: skip
+
+
+def _digest(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> str:
+    """sha256 of a split's pixels and labels."""
+    sha = hashlib.sha256(np.ascontiguousarray(images).data)
+    sha.update(np.ascontiguousarray(labels).data)
+    return sha.hexdigest()
 
 
 def write(
@@ -94,7 +129,7 @@ def write(
     """
     group = zarr.open_group(path, mode="w-", zarr_format=3)
     corrupt: list[str] = []
-    sha, shape = hashlib.sha256(), (0, 0, 0)
+    sha, shape, splits = hashlib.sha256(), (0, 0, 0), {}
     for name, mask in (("train", ~held_out), ("held_out", held_out)):
         writer: _Writer | None = None
         for i in watch(np.flatnonzero(mask).tolist()):
@@ -109,6 +144,7 @@ def write(
             writer.add(pixels, int(source.labels[i]))
         if writer is not None:
             writer.close()
+            splits[name] = writer.own.hexdigest()
         elif not corrupt:
             raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
                             f"change dataset.held_out")  # fmt: skip
@@ -121,6 +157,7 @@ def write(
         "classes": len(source.classes),
         "class_names": list(source.classes),
         "digest": sha.hexdigest(),
+        "splits": splits,
     }
     return corrupt
 
@@ -137,7 +174,7 @@ class _Writer:
     CHUNK = 1000
 
     def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
-        self.chunk, self.sha, self.done = min(self.CHUNK, n), sha, 0
+        self.chunk, self.sha, self.own, self.done = min(self.CHUNK, n), sha, hashlib.sha256(), 0
         self.images: Any = create_array(
             group, "images", (n, *shape), "uint8", self.chunk, self.chunk
         )
@@ -155,7 +192,7 @@ class _Writer:
         if self.pixels:
             block = np.ascontiguousarray(np.stack(self.pixels))
             self.images[self.done : self.done + len(block)] = block
-            self.sha.update(block.data)
+            self._add(block.data)
             self.done, self.pixels = self.done + len(block), []
 
     def close(self) -> None:
@@ -164,4 +201,9 @@ class _Writer:
         self.images.resize((self.done, *self.images.shape[1:]))
         self.labels.resize((self.done,))
         self.labels[:] = numbers
-        self.sha.update(numbers.data)
+        self._add(numbers.data)
+
+    def _add(self, content: memoryview) -> None:
+        """To the digests of the set and of the split."""
+        self.sha.update(content)
+        self.own.update(content)

@@ -33,6 +33,13 @@ def link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def replace(source: Path, target: Path) -> None:
+    """Renames a file over another, whose directory is made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
+    sync(target.parent)
+
+
 def replace_tree(building: Path, target: Path) -> None:
     """Renames a finished directory to ``target``, moving away what is there."""
     old = target.with_name(f".{target.name}.old")
@@ -41,6 +48,16 @@ def replace_tree(building: Path, target: Path) -> None:
         target.rename(old)
     building.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def distrust(path: Path) -> None:
+    """Makes a damaged file writable.
+
+    DVC takes a read-only file for the one it linked from its cache, and would link the damaged one
+    again; it looks into a writable one.
+    """
+    if path.is_file():
+        path.chmod(path.stat().st_mode | 0o200)
 
 
 def sync(path: Path) -> None:

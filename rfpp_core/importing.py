@@ -55,7 +55,7 @@ def convert(
             f"{source} is preconditioned as {kind}, sigma_data {sigma_data}; only EDMPrecond with "
             f"0.5 is read (NVlabs' edm-*.pkl, not baseline-*.pkl)"
         )
-    ours = checkpoint.metadata(source) if found.kind == "safetensors" else {}
+    ours = checkpoint.metadata(source, found.tensors) if found.kind == "safetensors" else {}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
     if arch is None:
         arch = ours.get("architecture") or infer(shapes, str(source))
@@ -63,10 +63,10 @@ def convert(
         net = build.field(arch)
     want = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     checkpoint.check_fit(want, shapes, str(source))
-    inherited = ours.get("provenance", {}).get("budget_with_ancestors", 0)
+    start, inherited = _stated(ours, start, source)
     about = {
         "architecture": dict(arch),
-        "start": ours.get("start", 1.0) if ours else start,
+        "start": start,
         "provenance": {
             "stage": "import",
             "source": {"sha256": found.digest, "kind": found.kind, "hints": found.hints},
@@ -77,6 +77,20 @@ def convert(
     ordered = checkpoint.Ordered(found.tensors, list(want), dtype=torch.float32)
     foreign.write_safetensors(target, ordered, checkpoint.metadata_of(ordered, about))
     return about
+
+
+def _stated(ours: Mapping[str, Any], start: float, source: Path) -> tuple[float, int]:
+    """First time and budget of a file of ours; of another's, ``start`` and an unknown budget."""
+    if not ours:
+        return start, 0
+    try:
+        first = float(ours.get("start", 1.0))
+        budget = int(ours.get("provenance", {}).get("budget_with_ancestors", 0))
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        first = budget = -1
+    if not 0 < first <= 1 or budget < 0:
+        raise UserError(f"{source} has metadata that this project does not write (start, budget)")
+    return first, budget
 
 
 def infer(shapes: Shapes, where: str) -> dict[str, Any]:

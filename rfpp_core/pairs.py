@@ -16,20 +16,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from rfpp_core import files
-from rfpp_core.errors import UserError
+from rfpp_core import files, markers
+from rfpp_core.errors import Damaged, UserError
 from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import FREE, Pairs, PairSpec
-from rfpp_core.shelf import Shelf, in_memory
+from rfpp_core.shelf import Shelf, flush, in_memory
 from rfpp_core.zarr_io import check_array, create_array, open_group
 
 
@@ -55,6 +58,8 @@ class PairStore:
             if store.n < n and store.n % spec.shard == 0:
                 _grow(path, n)
             return cls.open(path)
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} has no zarr.json")
         building = path.with_name(f".{path.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         group = zarr.open_group(building, mode="w-", zarr_format=3)
@@ -85,8 +90,9 @@ class PairStore:
                  if f.default is not MISSING and f.name not in FREE}  # fmt: skip
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
-        for name, layout in spec.arrays.items():
-            check_array(group, name, *layout)
+        n = [check_array(path, group, name, *layout) for name, layout in spec.arrays.items()]
+        if min(n) < n[0]:  # the images'
+            raise UserError(f"{path}: its arrays have {n} entries; the images' must be fewest")
         store = cls(path, group, spec)
         for k in store.committed():
             if store.marker(k)["noise_witness"] != spec.witness(k):
@@ -113,8 +119,7 @@ class PairStore:
 
     def committed(self) -> list[int]:
         """Shards whose marker exists, ascending."""
-        names = (self.path / "commits").glob("[0-9]*.json")
-        return sorted(k for k in (int(name.stem) for name in names) if k < self.shards)
+        return sorted(k for k in markers.there(self.path) if k < self.shards)
 
     def missing(self) -> list[int]:
         """Shards still to be made, ascending."""
@@ -127,19 +132,21 @@ class PairStore:
             UserError: if it is not a marker.
         """
         path = self._marker_path(shard)
-        marker = read_marker(path)
+        marker = markers.read(path)
         if marker is None:
-            raise UserError(f"{path} is damaged; delete it and run `dvc repro` again")
+            raise Damaged(f"{path} is damaged; `dvc repro` makes its shard again", path)
         return marker
 
     def commit(self, shard: int, pairs: Pairs, **about: Any) -> None:
-        """Writes one whole shard durably, then its marker.
+        """Writes one whole shard durably, then its marker; a committed one is left as it is.
 
         Args:
             shard: which one.
             pairs: as many as its span, with noise where the store holds it.
             about: what to record beside the digests (device, torch version).
         """
+        if shard in self.committed():  # by a call that had been given up, and went on
+            return
         start, stop = self.span(shard)
         paths = self.shard_files(shard)
         for path in paths:  # zarr reads a shard's index first, and a damaged one stops it
@@ -162,8 +169,7 @@ class PairStore:
             "pairs_sha256": pairs.digest,
             "noise_witness": self.spec.witness(shard),
         }
-        text = files.canonical(marker)
-        files.write_atomic(self._marker_path(shard), lambda path: path.write_text(text))
+        markers.write(self._marker_path(shard), marker)
 
     def read(self, start: int, stop: int) -> Pairs:
         """The pairs [start, stop), all of which must be committed.
@@ -179,8 +185,7 @@ class PairStore:
             found = [array[start:stop] for array in arrays]
         except (ValueError, RuntimeError) as error:
             damaged = next((k for k in shards if self.damage(k)), shards[0])
-            raise UserError(f"{self.path}: shard {damaged} is damaged ({error}); `dvc repro` "
-                            f"makes it again") from None  # fmt: skip
+            raise self.damaged(damaged, str(error)) from None
         return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
 
     def each_shard(self) -> Iterator[tuple[int, Pairs]]:
@@ -193,9 +198,13 @@ class PairStore:
         for k in range(self.shards):
             pairs = self.read(*self.span(k))
             if pairs.digest != self.marker(k)["pairs_sha256"]:
-                raise UserError(f"{self.path}: shard {k} is not what was committed; `dvc repro` "
-                                f"makes it again")  # fmt: skip
+                raise self.damaged(k, "it is not what was committed")
             yield k, pairs
+
+    def damaged(self, k: int, why: str) -> Damaged:
+        """The error of a damaged shard."""
+        return Damaged(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
+                       *self.shard_files(k), self._marker_path(k))  # fmt: skip
 
     def read_all(self, shelf: Shelf | None = None) -> Pairs:
         """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
@@ -207,6 +216,7 @@ class PairStore:
                 for name, part in pairs._asdict().items():
                     if part is not None:
                         arrays[name][slice(*self.span(k))] = part
+            flush(arrays)
         return Pairs(arrays["images"], arrays["labels"], arrays.get("noise"))
 
     def digest(self, decode: bool = True) -> str:
@@ -243,6 +253,8 @@ class PairStore:
 
     def forget(self, k: int) -> None:
         """Removes a shard's marker, so that it is made again."""
+        for file in self.shard_files(k):
+            files.distrust(file)
         self._marker_path(k).unlink()
         files.sync(self.path / "commits")
 
@@ -264,12 +276,19 @@ class PairStore:
             wrong += self.wrong_with(k)
             if self.spec.stored:  # whose law is not the prior's; the digest covers it
                 continue
-            if noises.add(self.spec.z(self.spec.index(*self.span(k))).numpy()):
+            if any(noises.add(noise) for noise in self._noises(k)):
                 wrong.append(f"shard {k} repeats a noise")
         if noises.values and not noises.normal:
             wrong.append(f"noise has mean {noises.mean:.4f} and deviation {noises.std:.4f}, "
                          f"not 0 and 1")  # fmt: skip
         return wrong
+
+    def _noises(self, k: int) -> Iterator[NDArray[np.float32]]:
+        """The noises of a shard, a few at a time."""
+        (start, stop), few = self.span(k), max(1, 2**22 // math.prod(self.spec.shape))
+        for first in range(start, stop, few):
+            index = self.spec.index(first, min(first + few, stop))
+            yield self.spec.z(index).numpy()
 
     def wrong_with(self, k: int) -> list[str]:
         """What is wrong with a committed shard's files and content."""
@@ -318,23 +337,15 @@ class PairStore:
         return self.path / "commits" / f"{shard:06d}.json"
 
 
-def read_marker(path: Path) -> dict[str, Any] | None:
-    """The marker in a file, or None if it is not one."""
-    try:
-        marker = json.loads(path.read_text())
-        _ = marker["noise_witness"], marker["pairs_sha256"], dict(marker["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return dict(marker)
-
-
-def drop_bad_markers(path: Path) -> list[int]:
-    """Removes markers that are none from a store, so that their shards are made again; which."""
-    names = sorted((path / "commits").glob("[0-9]*.json"))
-    bad = [name for name in names if read_marker(name) is None]
-    for name in bad:
-        name.unlink()
-    return [int(name.stem) for name in bad]
+def mend(path: Path, spec: PairSpec, n: int) -> None:
+    """Writes a store's metadata anew, which is a function of spec and n; shards stay."""
+    building = path.with_name(f".{path.name}.mended")
+    shutil.rmtree(building, ignore_errors=True)
+    fresh = PairStore.create(building, spec, n).path
+    for file in fresh.rglob("zarr.json"):
+        files.replace(file, path / file.relative_to(fresh))
+    (path / "commits").mkdir(exist_ok=True)
+    shutil.rmtree(fresh)
 
 
 def _grow(path: Path, n: int) -> None:

@@ -62,6 +62,13 @@ def in_memory(layout: Layout) -> dict[str, NDArray[Any]]:
         raise UserError(f"a set of {size / 1e9:.1f} GB does not fit into memory") from None
 
 
+def flush(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Makes what was filled visible to every process that maps the files."""
+    for array in arrays.values():
+        if isinstance(array, np.memmap):
+            array.flush()
+
+
 def _allocate(path: Path, size: int) -> None:
     """Claims the room at once: a full disk under a mapping would kill the process instead."""
     with path.open("wb") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Damaged, UserError
 
-MOST = 10**6  # shards of an array
+MOST, LARGEST = 10**6, 2**30  # shards of an array; bytes of one, and of its noise in float32
 
 zarr.config.set({"array.write_empty_chunks": True})  # of the process: no file records it
 
@@ -50,33 +51,55 @@ def open_group(path: Path, made_by: str) -> zarr.Group:
         return zarr.open_group(path, mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable Zarr group: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path} is not a readable Zarr group: {error}; `{made_by}` makes it again",
+                      path / "zarr.json") from None  # fmt: skip
 
 
 def check_array(
-    group: zarr.Group, name: str, tail: tuple[int, ...], dtype: str, chunk: int, shard: int | None
+    path: Path,
+    group: zarr.Group,
+    name: str,
+    tail: tuple[int, ...],
+    dtype: str,
+    chunk: int,
+    shard: int | None,
 ) -> int:
-    """The length of an array, which must be one that :func:`create_array` makes.
+    """The length of an array of the group at ``path``, which must be one that
+    :func:`create_array` makes.
 
     Other chunks and codecs are a stranger's: they could exhaust the memory, or run what this
     project does not know.
 
     Raises:
-        UserError: if it is missing or another.
+        Damaged: if it is missing or another.
     """
+    file, again = path / name / "zarr.json", "`dvc repro` makes it again"
     try:
         found: Any = group[name]
         n = int(found.shape[0])
         have, want = found.metadata.to_dict(), _metadata(tail, dtype, chunk, shard)
     except Exception as error:  # whatever zarr raises at foreign metadata
         line = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise UserError(f"{group.store}: array {name} is not readable: {line}") from None
+        raise Damaged(f"{path}: array {name} is not readable: {line}; {again}", file) from None
     wrong = [key for key in want if key != "shape" and have.get(key) != want[key]]
+    check_shard(tail, shard or chunk)
     if wrong or found.shape[1:] != tail or not 0 < n <= MOST * (shard or chunk):
-        raise UserError(f"{group.store}: array {name} is not one of this project's "
-                        f"({', '.join(wrong) or 'shape'})")  # fmt: skip
+        raise Damaged(f"{path}: array {name} is not one of this project's "
+                      f"({', '.join(wrong) or 'shape'}); {again}", file)  # fmt: skip
     return n
+
+
+def check_shard(tail: tuple[int, ...], shard: int) -> None:
+    """Refuses shards too large to be held by every worker.
+
+    Raises:
+        UserError: naming the largest.
+    """
+    most = LARGEST // (4 * math.prod(tail))
+    if shard > most:
+        raise UserError(f"shards of {shard} images of {'x'.join(map(str, tail))} are too large; "
+                        f"at most {most}")  # fmt: skip
 
 
 @functools.cache

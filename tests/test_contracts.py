@@ -29,7 +29,7 @@ TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py"
           "rfpp_core/timesteps.py", "rfpp_core/trainer.py", "rfpp_core/ema.py"}  # fmt: skip
 SAMPLES = {"rfpp_core/sampling.py", "rfpp_core/solvers.py", "rfpp_core/schedules.py"}
 FIELDS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
-STORE = {"rfpp_core/zarr_io.py"}  # as a reader
+STORE = {"rfpp_core/markers.py", "rfpp_core/zarr_io.py"}  # as a reader
 JUDGES = {"rfpp_core/data.py", "rfpp_core/features.py", "rfpp_core/perceptual.py"}
 NOT_FOR = {
     "prepare": set(),

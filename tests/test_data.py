@@ -1,9 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from rfpp_core import data, features, pixels, sources
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Damaged, UserError
 
 
 def split():
@@ -43,6 +45,42 @@ def test_the_store_gives_back_what_was_written(tmp_path):
     other = tmp_path / "other.zarr"
     data.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
     assert data.about(other)["digest"] != about["digest"]
+
+
+def flip(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+
+
+@pytest.mark.parametrize("name", ["images/c/1/0/0/0", "labels/c/0"])
+@pytest.mark.parametrize(
+    "harm",
+    [lambda f: f.unlink(), lambda f: f.write_bytes(b""), flip,
+     lambda f: f.write_bytes(f.read_bytes()[:60])],
+)  # fmt: skip
+def test_damage_is_never_read_silently(tmp_path, name, harm):
+    """Zarr reads missing and empty files as zeros."""
+    digits, held = split()
+    path = tmp_path / "images.zarr"
+    data.write(path, digits, held)
+    harm(path / "train" / name)
+    for read in (lambda: data.read(path, "train"),
+                 lambda: data.read_some(path, "train", slice(900, 1100))):  # fmt: skip
+        with pytest.raises(Damaged, match=r"damaged in the split train.*dvc repro prepare"):
+            read()
+    data.read(path, "held_out")
+
+
+def test_another_split_under_the_same_name_is_refused(tmp_path):
+    """What every file says of itself may be right, and the set still not the one written."""
+    digits, held = split()
+    one, other = tmp_path / "one.zarr", tmp_path / "other.zarr"
+    data.write(one, digits, held)
+    data.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
+    shutil.rmtree(one / "train")
+    shutil.copytree(other / "train", one / "train")
+    with pytest.raises(Damaged, match="not what was written"):
+        data.read(one, "train")
 
 
 def test_a_missing_store_names_the_command(tmp_path):

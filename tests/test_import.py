@@ -1,15 +1,17 @@
 """EDM checkpoints as teachers: inferred, refused with the differences, run through the stages."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from rfpp_core import build, checkpoint, files, importing
 from rfpp_core.errors import UserError
 from rfpp_core.params import Network
-from tests.conftest import SMOKE, new_project, randomised
+from tests.conftest import SMOKE, new_project, randomised, save_tiny
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), precond="edm")
 
@@ -89,6 +91,32 @@ def with_teacher(path, checkpoint_path, document, **changes):
     raw["generate"] |= {"solver": "edm-heun", "nfe": 5, "grid": "karras", "n": 200}
     raw["reflow"] |= {"steps": 20}
     (path / "params.yaml").write_text(yaml.safe_dump(raw))
+
+
+def test_a_damaged_model_of_ours_is_not_made_whole(tmp_path):
+    path = save_tiny(tmp_path / "flow.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises(UserError, match="is damaged"):
+        importing.convert(path, tmp_path / "out.safetensors")
+    path.write_bytes(content)
+    importing.convert(path, tmp_path / "out.safetensors")
+    build.load_flow(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"provenance": [1]}', '{"start": "x"}', '{"start": 0}', '{"start": NaN}',
+             '{"provenance": {"budget_with_ancestors": "many"}}', "[" * 100_000],
+)  # fmt: skip
+def test_metadata_of_strangers_is_checked(tmp_path, text):
+    tensors, about, _ = checkpoint.load(save_tiny(tmp_path / "flow.safetensors"))
+    with contextlib.suppress(ValueError, RecursionError):
+        text = json.dumps(about | json.loads(text))
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"rfpp": text})
+    with pytest.raises(UserError):
+        importing.convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    with pytest.raises(UserError):
+        checkpoint.load(tmp_path / "in.safetensors")
 
 
 def test_the_pipeline_from_an_imported_teacher(tmp_path):

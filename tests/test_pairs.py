@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from rfpp_core import noise
-from rfpp_core.errors import UserError
+from rfpp_core import markers, noise
+from rfpp_core.errors import Damaged, UserError
 from rfpp_core.pair_spec import Pairs
-from rfpp_core.pairs import PairStore
+from rfpp_core.pairs import PairStore, mend
 from rfpp_core.shelf import Shelf
 from tests.conftest import spec_for
 
@@ -114,10 +114,47 @@ def test_an_edited_marker_is_named(store):
     marker = store.path / "commits" / "000002.json"
     document = json.loads(marker.read_text())
     marker.write_text(json.dumps({**document, "pairs_sha256": "0" * 64}))
-    assert store.verify() == ["shard 2: its pairs are not those committed"]
-    marker.write_text("{}")
-    with pytest.raises(UserError, match="is damaged"):
+    [line] = store.verify()
+    assert line.startswith("shard 2: ")
+    assert "000002.json is damaged" in line
+    with pytest.raises(Damaged, match="is damaged") as error:
         PairStore.open(store.path)
+    assert error.value.files == (marker,)
+    assert markers.drop_bad(store.path) == [2]
+    assert PairStore.open(store.path).missing() == [2]
+
+
+def test_every_digit_of_a_marker_is_watched(store):
+    marker = store.path / "commits" / "000001.json"
+    text = marker.read_text()
+    for at in (i for i, c in enumerate(text) if c.isdigit()):
+        marker.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        assert markers.read(marker) is None
+    marker.write_text(text)
+    assert markers.read(marker) is not None
+    (marker.parent / "000001 (copy).json").write_text(text)
+    assert PairStore.open(store.path).committed() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "images/zarr.json", "labels/zarr.json"])
+@pytest.mark.parametrize("harm", [lambda p: p.write_text(""), lambda p: p.unlink()])
+def test_metadata_is_written_again(store, name, harm):
+    before = store.digest()
+    harm(store.path / name)
+    with pytest.raises(UserError):
+        PairStore.create(store.path, spec_for(), 60)
+    mend(store.path, spec_for(), 60)
+    again = PairStore.create(store.path, spec_for(), 60)
+    assert again.digest() == before
+    assert again.verify() == []
+
+
+def test_a_committed_shard_is_left_as_it_is(store):
+    """A call that was given up may go on, and come late."""
+    files = store.shard_files(1)
+    inodes = [path.stat().st_ino for path in files]
+    fill(store, [1])
+    assert [path.stat().st_ino for path in files] == inodes
 
 
 def test_another_seed_is_refused_on_opening(store):

@@ -56,7 +56,7 @@ def test_pairs_may_stay_on_the_disk(ready, finished, processes):
     running = ready.start(*train(ready, processes, RFPP_MEMORY="0"))
     seen = False
     while running.poll() is None:
-        seen = seen or any((ready.path / ".work").glob("reflow/*/flat/images.raw"))
+        seen = seen or any((ready.path / ".work").glob("reflow/*/flat/*/images.raw"))
         time.sleep(0.005)
     assert running.returncode == 0
     assert seen
@@ -78,6 +78,26 @@ def test_a_training_goes_on_with_another_number_of_processes(ready, finished):
     done = ready.run(*train(ready, 1))
     assert "goes on from step" in done.stdout
     assert close(weights(ready), weights(finished))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_of_two_that_fails_is_one_line(ready, rank):
+    """Whichever fails first speaks, and the other ends in silence."""
+    hook = ready.path / "sitecustomize.py"
+    hook.write_text(
+        "import os, sys\n"
+        "from rfpp_core.errors import UserError\n"
+        f"if os.environ.get('RANK', '0') == '{rank}' and 'pipeline.reflow' in sys.orig_argv:\n"
+        "    import pipeline.training as training\n"
+        "    def fail(*_):\n"
+        "        raise UserError('no room on this machine')\n"
+        "    training._shelf = fail\n"
+    )
+    done = ready.run("env", "PYTHONPATH=.", *train(ready, 2)[1:], ok=False)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.strip()] == [
+        "rfpp: no room on this machine"
+    ]
 
 
 def test_an_uneven_share_is_refused(ready):

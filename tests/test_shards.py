@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline import generate, shards, stage
+from pipeline.devices import WorkerDied
 from rfpp_core import load_flow
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
@@ -99,6 +100,28 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
     monkeypatch.setattr(shards, "to_uint8", lambda x: right(x + 0.02))
     with pytest.raises(UserError, match="rfpp work adopt"):
         check()  # yet other images were not adopted
+
+
+def test_a_worker_that_dies_at_the_witness_is_replaced(tmp_path, teacher, monkeypatch):
+    monkeypatch.setenv("RFPP_RETRIES", "2")
+    monkeypatch.setenv("RFPP_SHARD_TIMEOUT", "7")
+    store = make(tmp_path / "p.zarr", teacher, [0])
+    work = stage.Staging(tmp_path)
+    deaths, timeouts = [2], []
+
+    class Mortal(HerePool):
+        def call(self, target, *args, timeout=None):
+            timeouts.append(timeout)
+            if deaths[0]:
+                deaths[0] -= 1
+                raise WorkerDied("the worker on cpu was killed")
+            return super().call(target, *args)
+
+    generate.check_witness(Mortal(), store, [str(teacher)], 0, work)
+    assert timeouts == [7, 7, 7]
+    deaths[0] = 3
+    with pytest.raises(UserError, match=r"could not be checked: the worker on cpu was killed"):
+        generate.check_witness(Mortal(), store, [str(teacher)], 0, work)
 
 
 def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypatch):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from pipeline import stage, training
 from rfpp_core import build
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Damaged, UserError
 from rfpp_core.params import Loss, Network
 
 
@@ -145,6 +145,20 @@ def test_a_full_disk_is_one_line(here, monkeypatch, capsys, run):
     assert ended.value.code == 2
     assert "No space left on device" in line
     assert "run the same command again" in line
+
+
+def test_a_damaged_file_loses_the_trust_of_dvc(here, monkeypatch):
+    """DVC takes a read-only file for the one it linked from its cache."""
+    (here / "model").write_text("damaged")
+    (here / "model").chmod(0o444)
+
+    def run():
+        raise Damaged("model is damaged", here / "model", here / "not there")
+
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    with pytest.raises(SystemExit):
+        stage.main(run)
+    assert (here / "model").stat().st_mode & 0o200
 
 
 def test_other_errors_are_not_hidden(here, monkeypatch):

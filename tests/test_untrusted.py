@@ -139,6 +139,16 @@ def test_store_metadata(store, name, value):
     declared(lambda: PairStore.open(store.path).read_all())
 
 
+def test_a_shard_too_large_to_hold_is_refused(tmp_path):
+    """Some kilobytes of metadata may claim gigabytes of black images."""
+    spec = spec_for(shape=(1, 64, 64), shard=150_000, micro_batch=50)
+    path = tmp_path / "large.zarr"
+    with pytest.raises(UserError, match="shards of 150000 images of 1x64x64 are too large"):
+        PairStore.create(path, spec, 150_000)
+    with pytest.raises(UserError, match="too large"):
+        PairStore.open(path)
+
+
 ARRAY_KEYS = ["shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs",
               "attributes", "zarr_format", "node_type", "storage_transformers"]  # fmt: skip
 

@@ -24,15 +24,17 @@ def damaged(how: str) -> Attack:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         scene.no_orphans()
-        marker = rng.choice(scene.staged())
         if scene.stage == "generate":
+            marker = rng.choice(scene.staged())
             data = marker.parent.parent / _shard_file(int(marker.stem))
+            named = f"shard {int(marker.stem)} is made again"
         else:
+            marker = scene.staged()[-1]  # the one that would be taken
             data = marker.with_suffix(".safetensors")
+            named = f"step {int(marker.stem.partition('-')[2])} is damaged and passed over"
         damage(how, scene.hit(data), marker, rng)
         said = scene.finish()
-        by_name = f"shard {marker.stem.lstrip('0') or 0} is made again" in said
-        if scene.stage == "generate" and how != "lost marker" and not by_name:
+        if how != "lost marker" and named not in said:
             raise Lapse(f"{how}: not said: {said[-300:]}")
         scene.same()
 
@@ -44,8 +46,8 @@ def _shard_file(shard: int) -> str:
 
 
 def damage(how: str, data: Path, marker: Path, rng: random.Random) -> None:
+    """In place: the mode and the hard links, which DVC trusts, stay as they are."""
     content = data.read_bytes()
-    data.chmod(0o644)  # what DVC linked is read-only
     match how:
         case "truncated":
             data.write_bytes(content[: rng.randrange(1, len(content))])
@@ -57,8 +59,10 @@ def damage(how: str, data: Path, marker: Path, rng: random.Random) -> None:
             at = rng.randrange(len(content))
             data.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         case "edited marker":
-            marker.chmod(0o644)
-            marker.write_text(marker.read_text().replace("sha256", "sha512", 1))
+            text = marker.read_text()
+            digits = [i for i, c in enumerate(text) if c.isdigit()]
+            at = rng.choice(digits)  # a digest, a number: no key
+            marker.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
         case "lost marker":
             marker.unlink()
         case _:
@@ -70,6 +74,7 @@ def damaged_publication(scene: Scene, rng: random.Random) -> None:
     store, shard = scene.path / "data/pairs_2.zarr", rng.randrange(SHARDS)
     marker = store / f"commits/{shard:06d}.json"
     how = rng.choice(["truncated", "empty", "missing", "bit"])
+    _link_to_cache(scene, store / _shard_file(shard))
     damage(how, scene.hit(store / _shard_file(shard)), marker, rng)
     verify = [*RFPP, "pairs", "verify", str(store)]
     for command in (scene.command, verify):
@@ -85,47 +90,101 @@ def damaged_publication(scene: Scene, rng: random.Random) -> None:
     scene.same()
 
 
+def _link_to_cache(scene: Scene, file: Path) -> None:
+    """As DVC leaves a file: read-only, the same inode as in its cache."""
+    content = file.read_bytes()
+    [cached] = [path for path in (scene.path / ".dvc/cache/files").rglob("*")
+                if path.is_file() and path.read_bytes() == content]  # fmt: skip
+    file.unlink()
+    os.link(cached, file)
+    file.chmod(0o444)
+
+
+def damaged_metadata(scene: Scene, rng: random.Random) -> None:
+    """The metadata of staged pairs is a function of the params, and written again."""
+    process = scene.start()
+    scene.until(process, lambda: len(scene.staged()) >= 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    scene.no_orphans()
+    kept, begun = len(scene.staged()), len(scene.made())
+    store = scene.staged()[0].parent.parent
+    name = rng.choice(["zarr.json", "images/zarr.json", "labels/zarr.json"])
+    how = rng.choice(["truncated", "empty", "missing"])
+    damage(how, scene.hit(store / name), store / name, rng)
+    said = scene.finish()
+    if "the metadata is written again" not in said:
+        raise Lapse(f"{how} {name}: not said: {said[-300:]}")
+    if len(scene.made()) - begun != SHARDS - kept:
+        raise Lapse(f"{len(scene.made()) - begun} shards made with {kept} of {SHARDS} there")
+    scene.same()
+
+
+def damaged_images(scene: Scene, rng: random.Random) -> None:
+    """The real images, which every file of theirs can lose: refused, and prepared again."""
+    images = scene.path / "data/images.zarr/train"
+    name = rng.choice(["images/c/0/0/0/0", "labels/c/0"])
+    how = rng.choice(["truncated", "empty", "missing", "bit"])
+    _link_to_cache(scene, images / name)
+    damage(how, scene.hit(images / name), images / name, rng)
+    said = scene.finish(code=2)
+    if "data/images.zarr is damaged" not in said or "Traceback" in said:
+        raise Lapse(f"{how} {name}: not said: {said[-300:]}")
+    scene.finish(["dvc", "repro", "pretrain"])
+    scene.same()
+
+
 def damaged_finish(scene: Scene, rng: random.Random) -> None:
     """A finished training is kept for later; damaged there, it is made again from its state."""
     scene.finish()
     scene.product.unlink()
-    kept = next((scene.path / ".work").glob(f"{scene.folder}/*/flow-*.safetensors"))
+    name = rng.choice(["flow-*.safetensors", "loss-*.csv"])
+    kept = next((scene.path / ".work").glob(f"{scene.folder}/*/{name}"))
     damage(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
     said = scene.finish()
-    if "made again from the last state" not in said:
+    if "is made again from the last state" not in said:
         raise Lapse(f"not said: {said[-300:]}")
     scene.same()
 
 
 def damaged_model(scene: Scene, rng: random.Random) -> None:
-    """A half-written teacher is refused in one line, and nothing is made of it."""
+    """A damaged teacher is refused in one line, nothing is made of it, and dvc brings it back."""
     model = scene.hit(scene.path / "models/flow1.safetensors")
-    content = model.read_bytes()
-    model.unlink()
-    model.write_bytes(content[: rng.randrange(len(content))])
+    _link_to_cache(scene, model)
+    how = rng.choice(["truncated", "empty", "bit"])
+    damage(how, model, model, rng)
     said = scene.finish(code=2)
-    if "models/flow1.safetensors is not a readable" not in said or scene.staged():
-        raise Lapse(f"not named: {said[-300:]}")
-    model.write_bytes(content)
-    scene.finish()
+    if "models/flow1.safetensors is " not in said or "Traceback" in said or scene.staged():
+        raise Lapse(f"{how}: not named: {said[-300:]}")
+    scene.finish(["dvc", "repro", "generate@2"])
     scene.same()
 
 
 def leftovers(scene: Scene, rng: random.Random) -> None:
-    """Partial files, and staged work of another identity, are in nobody's way."""
-    folder = {"pretrain": "pretrain", "generate": "pairs", "reflow": "reflow"}[scene.stage]
-    other = scene.path / ".work" / folder / ("0" * 16)
-    other.mkdir(parents=True)
-    (other / "identity.json").write_text("{}")
+    """Half-written files of a killed run, and staged work of another identity: the first are
+    cleared away, the second is in nobody's way."""
+    process = scene.start()
+    scene.until(process, lambda: len(scene.staged()) >= 1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    scene.no_orphans()
+    own = scene.staged()[0].parent
+    other = own.with_name("0" * 16)
     if scene.stage == "generate":
-        (scene.path / "data/.pairs_2.zarr.partial").mkdir()
-        (scene.path / "data/.pairs_2.zarr.partial/zarr.json").write_text("{")
-        (other / ".pairs.zarr.building").mkdir()
+        own, other = own.parent.parent, own.parent.parent.with_name("0" * 16)
+        halves = [scene.path / "data/.pairs_2.zarr.partial/zarr.json",
+                  own / "pairs.zarr/commits/.000011.json.1.partial"]  # fmt: skip
     else:
-        (scene.path / f"models/.{scene.product.name}.1.partial").write_bytes(b"half")
-        (other / "state-50.safetensors").write_bytes(b"half")
-    scene.hit(True)
+        halves = [scene.path / f"models/.{scene.product.name}.1.partial",
+                  own / "state-000000005.safetensors",
+                  own / ".state-000000099.safetensors.1.partial"]  # fmt: skip
+    shutil.copytree(own, other)
+    for half in scene.hit(halves):
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(b"half")
     scene.finish()
+    if there := [half for half in halves if half.exists()]:
+        raise Lapse(f"left lying: {there}")
     scene.same()
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,8 +109,10 @@ def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, An
     lapse = ""
     try:
         KINDS[planned.kind][0](scene, rng)
-    except (Lapse, subprocess.TimeoutExpired) as error:
-        lapse = f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever breaks a round is a lapse until it is understood
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, Lapse) else f" ({Path(last.filename).name}:{last.lineno})"
+        lapse = f"{type(error).__name__}: {error}{where}"
         scene.clear()
     return {**planned._asdict(), "struck": scene.struck, **scene.notes, "lapse": lapse}
 

@@ -54,8 +54,14 @@ def worker_signalled(number: int) -> Attack:
     """A worker that dies is replaced; Ctrl-C is its parent's business."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
+        if resumed := rng.random() < 0.4:  # the first work of a resumed run is the witness
+            first = scene.start()
+            scene.until(first, lambda: len(scene.staged()) >= 2)
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+            scene.no_orphans()
         process = scene.start()
-        least = rng.randint(0, 8)
+        least = 0 if resumed else rng.randint(0, 8)
         there = scene.until(process, lambda: len(scene.staged()) >= least)
         if there and scene.until(process, lambda: bool(scene.workers())):
             os.kill(scene.hit(rng.choice(scene.workers())), number)
@@ -146,10 +152,14 @@ def injected(kind: str, times: int) -> Attack:
         env = {"FAULT": f"{kind}:{shard}:{times}"}
         if kind == "hang":
             env["RFPP_SHARD_TIMEOUT"] = "6"
-        scene.hit(True)
         if times:
-            scene.finish(**env)
+            said = scene.finish(**env)
+            if not scene.hit((scene.faults / "struck-0").exists()):
+                raise Lapse("the fault was not injected")
+            if f"shard {shard} failed" not in said:
+                raise Lapse(f"the failing shard is not named: {said[-300:]}")
         else:
+            scene.hit(True)
             _fails_for_good(scene, shard, RFPP_RETRIES="1", **env)
         scene.same()
         scene.no_orphans()

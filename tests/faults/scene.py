@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 
 from rfpp_core import checkpoint, files
 from rfpp_core.pairs import PairStore
-from tests.conftest import ROOT, SMOKE, Project, new_project, processes_in
+from tests.conftest import ROOT, Project, new_project, processes_in
 
 LATER = {
     "pretrain": ["models/flow1.safetensors", "data/pairs_2.zarr", "models/flow2.safetensors",
@@ -39,7 +40,7 @@ PRODUCT = {"pretrain": "models/flow1.safetensors", "generate": "data/pairs_2.zar
            "reflow": "models/flow2.safetensors"}  # fmt: skip
 FOLDER = {"pretrain": "pretrain", "generate": "pairs", "reflow": "reflow"}
 INJECT = Path(__file__).parent / "inject"
-SHARDS = 12
+SHARDS, STEPS = 12, 100  # of presets/smoke.yaml
 TOLERANCE = 2e-4  # of 100 updates by two processes
 T = TypeVar("T")
 
@@ -52,8 +53,10 @@ Attack = Callable[["Scene", Random], None]
 
 
 def code_digest() -> str:
-    """Of what is attacked: rounds fought against other code prove nothing."""
-    code = sorted((*ROOT.glob("pipeline/*.py"), *ROOT.glob("rfpp_core/**/*.py"), SMOKE))
+    """Of what is attacked and how: rounds fought otherwise prove nothing."""
+    parts = ("pipeline/*.py", "rfpp_core/**/*.py", "tests/faults/**/*.py", "tests/conftest.py",
+             "dvc.yaml", "presets/smoke.yaml")  # fmt: skip
+    code = sorted(path for part in parts for path in ROOT.glob(part))
     return files.digest([files.sha256(path) for path in code])[:16]
 
 
@@ -163,7 +166,11 @@ class Scene:
         return [int(line) for line in log.read_text().split()] if log.exists() else []
 
     def no_twice(self, kills: int = 0) -> None:
-        """No shard was begun twice, but for those that workers had in hand at a kill."""
+        """No shard was begun twice, but for those that workers had in hand at a kill; no step of
+        a training was made twice."""
+        steps = sum(map(int, re.findall(r": (\d+) steps in", self.log.read_text())))
+        if self.stage != "generate" and not kills and steps != STEPS:
+            raise Lapse(f"{steps} steps were made, not {STEPS}")
         made = self.made()
         if len(made) - len(set(made)) > kills * self.width:
             raise Lapse(f"shards made twice: {sorted(made)}")
@@ -171,8 +178,10 @@ class Scene:
     def resume(self, command: list[str] | None = None) -> None:
         """Runs again: the missing shards only, and the same bytes."""
         self.no_orphans()
-        kept, begun = len(self.staged()), len(self.made())
-        self.finish(command)
+        kept, begun, goes_on = len(self.staged()), len(self.made()), self._goes_on()
+        said = self.finish(command)
+        if goes_on not in said:
+            raise Lapse(f"not {goes_on!r}: {said[-300:]}")
         if self.stage == "generate":
             again = len(self.made()) - begun
             self.notes |= {"kept": kept, "again": again}
@@ -181,6 +190,20 @@ class Scene:
             self.no_twice(kills=1)
         self.same()
         self.no_orphans()
+
+    def _goes_on(self) -> str:
+        """What a training must say when it is run again: that it loses no saved step."""
+        if self.stage == "generate":
+            return ""
+        states = self.staged()
+        if list((self.path / ".work").glob(f"{self.folder}/*/flow-*.safetensors")):
+            return "finished before" if not self._skipped() else ""
+        return f"goes on from step {int(states[-1].stem.partition('-')[2])}" if states else ""
+
+    def _skipped(self) -> bool:
+        """Whether DVC has recorded the stage, and need not run it again."""
+        stages = yaml.safe_load((self.path / "dvc.lock").read_text())["stages"]
+        return self.target in stages
 
     def close(self) -> None:
         """The weights are the reference's but for the order of sums over processes."""

@@ -17,8 +17,9 @@ def two_stages(scene: Scene, rng: random.Random) -> None:
     """Two runs of the same stage: the second waits, and no shard is made twice."""
     first = scene.start()
     time.sleep(rng.uniform(0, 3))
+    scene.hit(first.poll() is None)
     second = scene.start()
-    if (first.wait(300), second.wait(300)) != scene.hit((0, 0)):
+    if (first.wait(300), second.wait(300)) != (0, 0):
         raise Lapse(f"exit codes {first.returncode}, {second.returncode}")
     scene.no_twice()
     scene.same()
@@ -29,9 +30,9 @@ def two_repros(scene: Scene, rng: random.Random) -> None:
     """A second ``dvc repro`` beside a running one waits, or DVC refuses it; no harm is done."""
     first = scene.start(scene.dvc)
     time.sleep(rng.uniform(0, 6))
+    scene.hit(first.poll() is None)
     second = scene.start(scene.dvc)
     codes = first.wait(300), second.wait(300)
-    scene.hit(True)
     if 0 not in codes:
         raise Lapse(f"neither came through: exit codes {codes}")
     if any(codes) and not any(sign in scene.log.read_text() for sign in BUSY):
@@ -84,19 +85,19 @@ def _two_experiments(scene: Scene, rng: random.Random, one: list[str], other: li
     commands = [["dvc", "exp", "run", "--temp", *what, "reflow@2"] for what in (one, other)]
     first = scene.start(commands[0])
     time.sleep(rng.uniform(0, 2))
+    scene.hit(first.poll() is None)
     second = scene.start(commands[1])
     killed, least = False, rng.randint(1, SHARDS)
     if rng.random() < 0.5:
         killed = scene.until(first, lambda: len(scene.staged()) >= least)
         if killed:
             os.killpg(first.pid, signal.SIGKILL)
-    scene.hit(True)
     codes = first.wait(300), second.wait(300)
     scene.no_orphans()
-    for code, command in zip(codes, commands, strict=True):
+    for code, command, shot in zip(codes, commands, (killed, False), strict=True):
         if code:  # killed, or refused by DVC's own lock, which it says
             said = scene.log.read_text()
-            if not killed and not any(sign in said for sign in BUSY):
+            if not shot and not any(sign in said for sign in BUSY):
                 raise Lapse(f"exit codes {codes}: {said[-300:]}")
             scene.finish(command)
     return int(killed)
@@ -107,7 +108,7 @@ def queued(scene: Scene, rng: random.Random) -> None:
     scene.commit()
     kill_at = rng.randint(1, SHARDS - 1) if rng.random() < 0.5 else None
     failed = _work_off(scene, kill_at)
-    scene.hit(True)
+    scene.hit(failed or kill_at is None)
     if failed and kill_at is None:
         raise Lapse(f"{failed} queued experiments failed: {scene.log.read_text()[-300:]}")
     if failed:
