@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +104,24 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
             raise
 
     with bar:
-        failed = generate(shards)
+        try:
+            failed = generate(shards)
+        except Exception as error:  # shards' own errors are in what it returns
+            raise _orchestration(error) from error
     if failed:
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
                         f"are kept, run again to retry")  # fmt: skip
     return made
+
+
+def _orchestration(error: Exception) -> UserError:
+    """Prefect's own failure (its server is gone, its disk is full) in a line."""
+    log = stage.work() / "prefect" / "flow.log"
+    with suppress(OSError), log.open("a") as file:
+        traceback.print_exception(error, file=file)
+    return UserError(f"Prefect failed ({stage.one_line(error)}; see {log} and server.log beside "
+                     f"it); finished shards are kept, run again to go on")  # fmt: skip
 
 
 def _settings(home: Path) -> None:

@@ -141,6 +141,17 @@ def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, 
     assert PairStore.open(project.path / PAIRS).digest() == results(finished)[PAIRS]
 
 
+def test_a_prefect_server_that_is_not_there_is_one_line(tmp_path, pretrained, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    project = pretrained.copy(tmp_path / "project")
+    done = project.stage("generate", "2", ok=False)
+    assert done.returncode == 2
+    [line] = [x for x in done.stderr.splitlines() if x.startswith("rfpp")]
+    assert "Prefect failed" in line
+    assert "run again" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_what_changes_and_what_does_not(tmp_path, finished):
     """Comments, n, steps, other code: each reruns just what it must."""
     project = finished.copy(tmp_path / "project")
