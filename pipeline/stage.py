@@ -49,6 +49,7 @@ def main(run: Callable[..., None], *names: str) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         library_caches()
         run(*sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
     except UserError as error:
         distrust(error)
         _first_cause(error)

@@ -13,6 +13,7 @@ from pipeline import stage, training
 from rfpp_core import build
 from rfpp_core.errors import Damaged, UserError
 from rfpp_core.params import Loss, Network
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -44,7 +45,6 @@ def test_comments_and_docstrings_do_not_change_code_digests():
 @pytest.mark.parametrize("arch", get_args(Network.model_fields["arch"].annotation))
 def test_code_digests_cover_every_room_that_trains(arch):
     """Those that every training uses, and the network's own with what it imports."""
-    from tests.conftest import ROOT
     from tests.test_contracts import FIELDS, TRAINS, imports
 
     rooms = {f"rfpp_core/{room}.py" for room in training.rooms_of(arch, Loss())}
@@ -159,6 +159,20 @@ def test_a_damaged_file_loses_the_trust_of_dvc(here, monkeypatch):
     with pytest.raises(SystemExit):
         stage.main(run)
     assert (here / "model").stat().st_mode & 0o200
+
+
+def test_an_interrupt_after_the_work_does_not_deny_it(here):
+    """While the interpreter shuts down."""
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from pipeline import stage\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "sys.argv = ['stage']\n"
+        "stage.main(lambda: print('done'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 def test_other_errors_are_not_hidden(here, monkeypatch):
