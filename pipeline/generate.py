@@ -220,8 +220,7 @@ def _made_again(pool: Pool, *arguments: str | int) -> Witness:
     """The witness; by another worker if one dies or hangs."""
     from pipeline.devices import WorkerDied
 
-    timeout = stage.env_number("RFPP_SHARD_TIMEOUT", 0) or None
-    left = int(stage.env_number("RFPP_RETRIES", 3))
+    timeout, left = stage.shard_patience()
     while True:
         try:
             found: Witness = pool.call("pipeline.shards:witness", *arguments, timeout=timeout)

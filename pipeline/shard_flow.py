@@ -54,8 +54,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.tasks import exponential_backoff
 
-    timeout = stage.env_number("RFPP_SHARD_TIMEOUT", 0) or None
-    retries = int(stage.env_number("RFPP_RETRIES", 3))
+    timeout, retries = stage.shard_patience()
     backoff = exponential_backoff(stage.env_number("RFPP_RETRY_SECONDS", 2))
     bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
 

@@ -272,6 +272,12 @@ def env_number(name: str, default: float, least: float = 0) -> float:
     return value
 
 
+def shard_patience() -> tuple[float | None, int]:
+    """Seconds that a worker may take (``RFPP_SHARD_TIMEOUT``), and how often it is tried again
+    (``RFPP_RETRIES``)."""
+    return env_number("RFPP_SHARD_TIMEOUT", 0) or None, int(env_number("RFPP_RETRIES", 3))
+
+
 def write_json(path: Path, document: Any) -> None:
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
     files.write_atomic(path, lambda part: part.write_text(text))

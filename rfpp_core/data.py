@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from rfpp_core.errors import Damaged, UserError
-from rfpp_core.shelf import Shelf, flush, in_memory
+from rfpp_core.shelf import MEMORY, Shelf, flush
 from rfpp_core.sources import CorruptImage, Source
 from rfpp_core.zarr_io import create_array, open_group
 
@@ -48,7 +48,7 @@ def count(path: Path, part: Split) -> int:
     return int(group["images"].shape[0])
 
 
-def read(path: Path, part: Split, shelf: Shelf | None = None) -> Images:
+def read(path: Path, part: Split, shelf: Shelf = MEMORY) -> Images:
     """One split of an image store, whole; in memory, or where a shelf says.
 
     Raises:
@@ -57,7 +57,7 @@ def read(path: Path, part: Split, shelf: Shelf | None = None) -> Images:
     group: Any = open_group(path, "dvc repro prepare")[part]
     names = Images._fields
     layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
-    arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
+    arrays, empty = shelf.arrays(layout)
     if empty:
         n, size = len(arrays["images"]), group["images"].chunks[0]
         for start in range(0, n, size):

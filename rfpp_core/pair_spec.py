@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -73,9 +75,20 @@ class PairSpec:
         """Noise of the pairs ``index``: float32 (B, C, H, W)."""
         return noise.normal(self.seed, index, self.shape)
 
+    def noises(self, start: int, stop: int) -> Iterator[NDArray[np.float32]]:
+        """The noises of the pairs [start, stop), a few at a time."""
+        few = max(1, 2**22 // math.prod(self.shape))
+        for first in range(start, stop, few):
+            yield self.z(self.index(first, min(first + few, stop))).numpy()
+
     def y(self, index: Tensor) -> Tensor | None:
         """Labels of the pairs ``index``: int64 (B,), or None without classes."""
         return noise.labels(self.seed, index, self.classes) if self.classes else None
+
+    def differences(self, other: PairSpec) -> str:
+        """What of this spec is otherwise in another."""
+        a, b = self.identity, other.identity
+        return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])
 
     @property
     def stored(self) -> bool:

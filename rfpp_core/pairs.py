@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rfpp_core import files, markers
 from rfpp_core.errors import Damaged, UserError
 from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import FREE, Pairs, PairSpec
-from rfpp_core.shelf import Shelf, flush, in_memory
+from rfpp_core.shelf import MEMORY, Shelf, flush
 from rfpp_core.zarr_io import check_array, create_array, open_group
 
 
@@ -54,7 +51,7 @@ class PairStore:
         if (path / "zarr.json").exists():
             store = cls.open(path)
             if store.spec != spec:
-                raise UserError(f"{path} holds other pairs: {_differences(store.spec, spec)}")
+                raise UserError(f"{path} holds other pairs: {store.spec.differences(spec)}")
             if store.n < n and store.n % spec.shard == 0:
                 _grow(path, n)
             return cls.open(path)
@@ -145,7 +142,7 @@ class PairStore:
             pairs: as many as its span, with noise where the store holds it.
             about: what to record beside the digests (device, torch version).
         """
-        if shard in self.committed():  # by a call that had been given up, and went on
+        if self._marker_path(shard).exists():  # by a call that had been given up, and went on
             return
         start, stop = self.span(shard)
         paths = self.shard_files(shard)
@@ -206,11 +203,11 @@ class PairStore:
         return Damaged(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
                        *self.shard_files(k), self._marker_path(k))  # fmt: skip
 
-    def read_all(self, shelf: Shelf | None = None) -> Pairs:
+    def read_all(self, shelf: Shelf = MEMORY) -> Pairs:
         """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
         layout = {name: ((self.n, *tail), dtype)
                   for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
-        arrays, empty = shelf.arrays(layout) if shelf else (in_memory(layout), True)
+        arrays, empty = shelf.arrays(layout)
         if empty:
             for k, pairs in self.each_shard():
                 for name, part in pairs._asdict().items():
@@ -276,19 +273,12 @@ class PairStore:
             wrong += self.wrong_with(k)
             if self.spec.stored:  # whose law is not the prior's; the digest covers it
                 continue
-            if any(noises.add(noise) for noise in self._noises(k)):
+            if any(noises.add(noise) for noise in self.spec.noises(*self.span(k))):
                 wrong.append(f"shard {k} repeats a noise")
         if noises.values and not noises.normal:
             wrong.append(f"noise has mean {noises.mean:.4f} and deviation {noises.std:.4f}, "
                          f"not 0 and 1")  # fmt: skip
         return wrong
-
-    def _noises(self, k: int) -> Iterator[NDArray[np.float32]]:
-        """The noises of a shard, a few at a time."""
-        (start, stop), few = self.span(k), max(1, 2**22 // math.prod(self.spec.shape))
-        for first in range(start, stop, few):
-            index = self.spec.index(first, min(first + few, stop))
-            yield self.spec.z(index).numpy()
 
     def wrong_with(self, k: int) -> list[str]:
         """What is wrong with a committed shard's files and content."""
@@ -357,8 +347,3 @@ def _grow(path: Path, n: int) -> None:
         meta["shape"][0] = n
         text = json.dumps(meta, indent=2)
         files.write_atomic(file, lambda part, text=text: part.write_text(text))  # type: ignore[misc]
-
-
-def _differences(one: PairSpec, other: PairSpec) -> str:
-    a, b = one.identity, other.identity
-    return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])

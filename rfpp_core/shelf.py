@@ -49,6 +49,9 @@ class Shelf:
         return arrays, self.fills
 
 
+MEMORY = Shelf(Path(), math.inf)
+
+
 def in_memory(layout: Layout) -> dict[str, NDArray[Any]]:
     """Empty arrays in memory.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +18,7 @@ def damaged(how: str) -> Attack:
     """Damage to what is staged between two runs; it is found by name and made again."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
-        process = scene.start()
-        if scene.until(process, lambda: len(scene.staged()) >= 2):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        scene.no_orphans()
+        scene.half_done(2)
         if scene.stage == "generate":
             marker = rng.choice(scene.staged())
             data = marker.parent.parent / _shard_file(int(marker.stem))
@@ -102,11 +97,7 @@ def _link_to_cache(scene: Scene, file: Path) -> None:
 
 def damaged_metadata(scene: Scene, rng: random.Random) -> None:
     """The metadata of staged pairs is a function of the params, and written again."""
-    process = scene.start()
-    scene.until(process, lambda: len(scene.staged()) >= 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    scene.no_orphans()
+    scene.half_done(2)
     kept, begun = len(scene.staged()), len(scene.made())
     store = scene.staged()[0].parent.parent
     name = rng.choice(["zarr.json", "images/zarr.json", "labels/zarr.json"])
@@ -163,11 +154,7 @@ def damaged_model(scene: Scene, rng: random.Random) -> None:
 def leftovers(scene: Scene, rng: random.Random) -> None:
     """Half-written files of a killed run, and staged work of another identity: the first are
     cleared away, the second is in nobody's way."""
-    process = scene.start()
-    scene.until(process, lambda: len(scene.staged()) >= 1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    scene.no_orphans()
+    scene.half_done(1)
     own = scene.staged()[0].parent
     other = own.with_name("0" * 16)
     if scene.stage == "generate":

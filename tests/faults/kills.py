@@ -55,11 +55,7 @@ def worker_signalled(number: int) -> Attack:
 
     def attack(scene: Scene, rng: random.Random) -> None:
         if resumed := rng.random() < 0.4:  # the first work of a resumed run is the witness
-            first = scene.start()
-            scene.until(first, lambda: len(scene.staged()) >= 2)
-            os.killpg(first.pid, signal.SIGKILL)
-            first.wait()
-            scene.no_orphans()
+            scene.half_done(2)
         process = scene.start()
         least = 0 if resumed else rng.randint(0, 8)
         there = scene.until(process, lambda: len(scene.staged()) >= least)

@@ -127,6 +127,15 @@ class Scene:
             raise Lapse(f"exit code {got}, not {code}: {said[-400:]}")
         return said
 
+    def half_done(self, least: int) -> None:
+        """Kills a run as soon as so much of it is staged."""
+        process = self.start()
+        self.until(process, lambda: len(self.staged()) >= least)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.no_orphans()
+
     def staged(self) -> list[Path]:
         return sorted((self.path / ".work").glob(STAGED[self.stage]))
 
