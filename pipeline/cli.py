@@ -227,9 +227,9 @@ def work_adopt(
     target = path
     if "code" in document:
         then = document["code"]
-        now = stage.code_digests(_rooms(document))
-        note["rooms"] = sorted(r for r in now.keys() | then.keys() if now.get(r) != then.get(r))
-        if not note["rooms"]:
+        now = training.code_now(document)
+        note["modules"] = sorted(m for m in now.keys() | then.keys() if now.get(m) != then.get(m))
+        if not note["modules"]:
             raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
         document["code"] = now
         target = path.parent / stage.name_of(document)
@@ -268,14 +268,6 @@ def _staged() -> list[Path]:
     return sorted(path.parent for path in stage.work().glob("*/*/identity.json"))
 
 
-def _rooms(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """The rooms that determine a staged training today."""
-    from rfpp_core.params import Loss
-
-    loss = Loss.model_validate(document["training"]["loss"])
-    return training.rooms_of(document["architecture"]["arch"], loss)
-
-
 def _find(name: str) -> Path:
     found = [path for path in _staged() if name in (f"{path.parent.name}/{path.name}", path.name)]
     if len(found) != 1:
@@ -290,9 +282,16 @@ def _state(path: Path, document: dict[str, Any]) -> str:
     done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
     states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
     finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    now = stage.code_digests(_rooms(document))
-    stale = "" if now == document["code"] else " (made by other code)"
+    stale = "" if _is_current(document) else " (made by other code)"
     return f"{finished}state at step {states[-1] if states else 0}{stale}"
+
+
+def _is_current(document: Mapping[str, Any]) -> bool:
+    """Whether the code as it is would give this identity."""
+    try:
+        return bool(training.code_now(document) == document["code"])
+    except UserError:
+        return False
 
 
 def entry() -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline import invert, reflow, stage, training
 from rfpp_core import checkpoint, couplings, params
-from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
 from rfpp_core.sampling import Recipe
@@ -30,7 +29,9 @@ def job(k: str) -> training.Job:
     if store.spec.teacher != teacher:
         raise UserError(f"{invert.path_of(k)} was made by another teacher than {item.teacher}; "
                         f"run `dvc repro invert@{k}`")  # fmt: skip
-    content = {"inverted": store.digest(decode=False), "n": store.n}
+    content: dict[str, Any] = {
+        "inverted": store.digest(decode=False), "n": store.n, "coupling": "stored",
+    }  # fmt: skip
     if config.finetune.mix:
         content["pairs"] = pairs.digest(decode=False)
     return training.Job(
@@ -46,7 +47,7 @@ def job(k: str) -> training.Job:
     )
 
 
-def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+def load(k: str, shelf: Shelf) -> training.Loaded:
     config = params.load()
     item, store = invert.item_of(config, k), PairStore.open(invert.path_of(k))
     shelf = replace(shelf, limit=shelf.limit / 2) if config.finetune.mix else shelf  # of two sets
@@ -64,7 +65,8 @@ def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[st
             config.finetune.mix,
             reflow.coupling_of(pairs, made.noise),
         )
-    return torch.from_numpy(images), y, coupling, checkpoint.load(_start(item)).tensors
+    weights = checkpoint.load(_start(item)).tensors
+    return training.Loaded(torch.from_numpy(images), y, coupling, weights)
 
 
 def _start(item: params.Finetuned) -> Path:

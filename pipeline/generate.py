@@ -59,7 +59,7 @@ class Order(NamedTuple):
     arguments: tuple[str, ...]
     target: Path
 
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """The identity and n: all that DVC will record with the result."""
         return {**self.spec.identity, "n": self.n}
 
@@ -135,7 +135,7 @@ def make(ask: Callable[[], Order]) -> None:
         store = _take_up(work, given)
         checked = time.monotonic()
         made = _fill(store, given, work)
-        stage.confirm(given.asked(), ask().asked())
+        stage.confirm(given.request(), ask().request())
         filled = time.monotonic()
         PairStore.open(store.path).publish(given.target, given.n, work.adopted)
         if made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 
 from pipeline import stage
 from rfpp_core import checkpoint, data, features, files, perceptual, weights
+from rfpp_core.build import Choices
 from rfpp_core.errors import UserError
 from rfpp_core.losses import Distance
 from rfpp_core.noise import permutation, subkey
 from rfpp_core.params import Dataset, Loss
 
-ROOMS = ("perceptual", "features")  # whose change is another loss
 STEPS, BATCH, LR = 800, 128, 2e-3
 
 
@@ -37,16 +38,15 @@ def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> D
     """The distance that a loss needs, on ``device``, or None; ``work`` keeps what is trained."""
     if not section.is_perceptual:
         return None
-    if section.perceptual == "lpips":
-        net: perceptual.Perceptual = perceptual.LPIPS(
-            vgg(section), section.pooling, section.resize
-        )
-    else:
-        net = _label_net(dataset, work / "perceptual.safetensors")
+    net = NETS[section.perceptual](section, dataset, work / "perceptual.safetensors")
     return net.requires_grad_(False).eval().to(device)
 
 
-def _label_net(dataset: Dataset, path: Path) -> perceptual.LabelNet:
+def _lpips(section: Loss, dataset: Dataset, path: Path) -> perceptual.LPIPS:
+    return perceptual.LPIPS(vgg(section), section.pooling, section.resize)
+
+
+def _label_net(section: Loss, dataset: Dataset, path: Path) -> perceptual.LabelNet:
     """Trained once, on another half, seed and architecture than the metric's classifier."""
     about = data.about(stage.IMAGES)
     if not about["classes"]:
@@ -63,8 +63,16 @@ def _label_net(dataset: Dataset, path: Path) -> perceptual.LabelNet:
     half = np.sort(permutation(seed, 0, len(train.images))[: len(train.images) // 2].numpy())
     some = data.Images(train.images[half], train.labels[half])
     logits = perceptual.Logits(net)
-    features.train_classifier(logits, some, STEPS, BATCH, LR, seed)
+    state = features.ClassifierTraining(logits, STEPS, LR)
+    for _ in features.train_classifier(state, some, BATCH, seed):
+        pass
     accuracy = features.accuracy(logits, data.read(stage.IMAGES, "held_out"))
     print(f"perceptual classifier: held-out accuracy {accuracy:.4f}")
     checkpoint.save(path, net.state_dict(), {"held_out_accuracy": accuracy})
     return net
+
+
+NETS: Choices[Callable[[Loss, Dataset, Path], perceptual.Perceptual]] = {
+    "lpips": _lpips,
+    "classifier": _label_net,
+}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline import stage
+from pipeline.source import FINGERPRINT, located
 from rfpp_core import data, files, params, sources
 
 
@@ -22,8 +23,9 @@ def run() -> None:
         held_out = sources.held_out_mask(source.labels, section.held_out, section.seed)
     building = stage.IMAGES.with_name(".images.zarr.partial")
     shutil.rmtree(building, ignore_errors=True)
+    fingerprint = json.loads(FINGERPRINT.read_text())
     corrupt = data.write(building, source, held_out, section.skip_corrupt, _bar,
-                            name=section.name)  # fmt: skip
+                         name=section.name, source_fingerprint=fingerprint)  # fmt: skip
     files.replace_tree(building, stage.IMAGES)
     for line in corrupt:
         print(f"skipped {line}")
@@ -37,11 +39,13 @@ def source_of(section: params.Dataset) -> sources.Source:
         case "digits":
             source = sources.digits()
         case "cifar10":
-            source = sources.cifar10(Path(section.path))
+            source = sources.cifar10(located(section.path))
         case "folder":
             labels = None if section.labels == "none" else section.labels
+            if labels not in (None, "folders"):
+                labels = str(located(section.labels))
             source = sources.folder(
-                Path(section.path), section.channels, section.resolution, labels
+                located(section.path), section.channels, section.resolution, labels
             )
     if section.limit is None or len(source.keys) <= section.limit:
         return source

@@ -8,11 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipeline import stage, training
 from rfpp_core import build, couplings, data, importing, params
-from rfpp_core.couplings import Coupling
 from rfpp_core.shelf import Shelf
 
 MODEL, CURVE = Path("models/flow1.safetensors"), Path("curves/flow1_loss.csv")
@@ -24,7 +22,7 @@ def job() -> training.Job:
         name="pretrain",
         params=config,
         section=config.pretrain,
-        data={"images": about["digest"], "part": "train"},
+        data={"images": about["digest"], "part": "train", "coupling": "independent"},
         architecture=build.architecture(config.network, about["shape"], about["classes"]),
         parents={},
         forwards=0,
@@ -32,10 +30,10 @@ def job() -> training.Job:
     )
 
 
-def load(shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, None]:
+def load(shelf: Shelf) -> training.Loaded:
     part, conditional = data.read(stage.IMAGES, "train", shelf), params.load().network.conditional
     labels = torch.from_numpy(part.labels).long() if conditional else None
-    return torch.from_numpy(part.images), labels, couplings.independent, None
+    return training.Loaded(torch.from_numpy(part.images), labels, couplings.independent, None)
 
 
 def take_in(section: params.Pretrain) -> None:

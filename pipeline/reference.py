@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import stage
+from pipeline import code, console, stage
 from rfpp_core import checkpoint, data, features, files, inception, metrics, params, runtime
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey, uniform
@@ -30,6 +31,19 @@ MOST = 10_000  # images of a set that KID, precision and recall look at: their c
 Array = NDArray[np.float32]
 Extract = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
 ROWS = ("floor", "held_out_row")  # the two real rows of a table
+SPLITS: tuple[data.Split, ...] = ("train", "held_out")
+BLOCK = 20  # parts of a split whose features are kept together
+FEATURES = code.Name("rfpp_core.features", "extract")
+NETS = {
+    "classifier": code.Name("rfpp_core.features", "Classifier"),
+    "pixels": code.Name("rfpp_core.features", "pooled_pixels"),
+    "inception": code.Name("rfpp_core.inception", "load"),
+    "inception_clean": code.Name("rfpp_core.inception", "load"),
+}
+CLASSIFIER = [
+    code.Name("rfpp_core.features", name)
+    for name in ("new_classifier", "train_classifier", "ClassifierTraining")
+]
 
 
 class Real(NamedTuple):
@@ -42,15 +56,13 @@ class Real(NamedTuple):
 
 def run() -> None:
     config = params.load()
-    about, train, held = (
-        data.about(stage.IMAGES),
-        data.read(stage.IMAGES, "train"),
-        data.read(stage.IMAGES, "held_out"),
-    )
+    section, about = config.features, data.about(stage.IMAGES)
+    parts = {part: data.read(stage.IMAGES, part) for part in SPLITS}
     runtime.exact()
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     document: dict[str, Any] = {
-        "features": described(config.features),
+        "features": described(section),
+        "nets": list(section.nets),
         "shape": about["shape"],
         "classes": about["classes"],
         "images": about["digest"],
@@ -58,16 +70,26 @@ def run() -> None:
     }
     weights: dict[str, Tensor] = {}
     classifier = None
-    if "classifier" in config.features.nets:
-        classifier = _classifier(config, train, about)
-        weights, accuracy = classifier.state_dict(), features.accuracy(classifier, held)
+    if "classifier" in section.nets:
+        classifier = _classifier(config, parts["train"], about)
+        weights, accuracy = (
+            classifier.state_dict(),
+            features.accuracy(classifier, parts["held_out"]),
+        )
         document["held_out_accuracy"] = accuracy
         print(f"classifier: held-out accuracy {accuracy:.4f}")
     checkpoint.save(NET, weights, document)
     arrays: dict[str, NDArray[Any]] = {}
-    for net, extract in extractors(config.features, classifier).items():
-        real = real_of(*(features.extract(extract, torch.from_numpy(part.images))
-                         for part in (train, held)))  # fmt: skip
+    for net, extract in extractors(section, classifier).items():
+        identity = {
+            "net": net,
+            "weights": _net_digest(net, section, weights),
+            "images": about["digest"],
+            "code": code.digests([FEATURES, NETS[net]], ()),
+        }
+        with stage.staging("features", identity) as work:
+            real = real_of(*(_features(net, extract, parts[p].images, work.path / p)
+                             for p in SPLITS))  # fmt: skip
         found = {"train": real.train, "held_out": real.held_out, **_real_rows(real, config)}
         arrays |= {f"{net}/{name}": array for name, array in found.items()}
     buffer = io.BytesIO()
@@ -78,15 +100,59 @@ def run() -> None:
 def _classifier(
     config: params.Params, train: data.Images, about: dict[str, Any]
 ) -> features.Classifier:
+    """The classifier, trained, resumed, or found finished."""
     if not about["classes"]:
         raise UserError("features.nets has classifier, which learns labels, but the images have "
                         "none; use inception or, as a last resort, pixels")  # fmt: skip
-    section, (channels, side, _) = config.features, about["shape"]
-    net = features.new_classifier(channels, about["classes"], side, config.dataset.seed)
-    features.train_classifier(
-        net, train, section.steps, section.batch, section.lr, config.dataset.seed
-    )
+    section, (channels, side, _), seed = config.features, about["shape"], config.dataset.seed
+    identity = {
+        "classifier": {"steps": section.steps, "batch": section.batch, "lr": section.lr},
+        "images": about["digest"],
+        "classes": about["classes"],
+        "seed": seed,
+        "code": code.digests(CLASSIFIER, ()),
+    }
+    net = features.new_classifier(channels, about["classes"], side, seed)
+    state = features.ClassifierTraining(net, section.steps, section.lr)
+    with stage.staging("classifier", identity) as work:
+        if saved := checkpoint.load_state(work.path, section.steps, print):
+            state.restore(saved.tensors, saved.about)
+            print(f"classifier: resumes at step {state.step} of {section.steps}")
+        saver = stage.Saver(work.path, state, dict)
+        with console.bar("classifier", section.steps, "step", state.step) as bar:
+            for step in features.train_classifier(state, train, section.batch, seed):
+                bar.update()
+                saver.maybe(done=step == section.steps)
     return net
+
+
+def _features(net: str, extract: Extract, images: NDArray[np.uint8], folder: Path) -> Array:
+    """Features (N, D) of images, block by block; those that are staged are read."""
+    found = []
+    with console.bar(f"features {net}", len(images), "img") as bar:
+        for start in range(0, len(images), size := BLOCK * features.part_of(images.shape[2:])):
+            block = torch.from_numpy(images[start : start + size])
+            found.append(_block(folder / f"{start:08d}.safetensors", extract, block))
+            bar.update(len(block))
+    return np.concatenate(found)
+
+
+def _block(file: Path, extract: Extract, images: Tensor) -> Array:
+    if file.exists():
+        with suppress(UserError):  # damaged: computed again
+            return checkpoint.load(file).tensors["features"].numpy()
+    block = features.extract(extract, images)
+    checkpoint.save(file, {"features": torch.from_numpy(block)}, {})
+    return block
+
+
+def _net_digest(net: str, section: params.Features, weights: dict[str, Tensor]) -> str:
+    """What a feature net is, beside its code."""
+    if net == "classifier":
+        return checkpoint.digest(weights)
+    if net.startswith("inception"):
+        return section.inception_sha256 or inception.WEIGHTS.sha256
+    return ""
 
 
 def extractors(
@@ -112,7 +178,7 @@ def extractors(
 
 def described(section: params.Features) -> dict[str, Any]:
     """What of the section determines features: no path."""
-    return section.model_dump(mode="json", exclude={"inception_path"})
+    return section.model_dump(mode="json", exclude={"inception_path"}, exclude_defaults=True)
 
 
 def real_of(train: Array, held_out: Array) -> Real:
@@ -176,7 +242,7 @@ class Reference:
         section = config.features
         tensors, about, _ = checkpoint.load(NET, "dvc repro reference")
         if about.get("features") != described(section):
-            have = (about.get("features") or {}).get("nets", ["other nets"])
+            have = about.get("nets") or ["other nets"]
             raise UserError(
                 f"{NET} is of {', '.join(have)}, made with other features params than "
                 f"now ({', '.join(section.nets)}); run `dvc repro reference`"

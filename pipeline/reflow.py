@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline import stage, training
 from rfpp_core import checkpoint, couplings, params
+from rfpp_core.build import Choices
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.pairs import PairStore
@@ -47,7 +48,11 @@ def job(k: str) -> training.Job:
         name=f"reflow@{k}",
         params=config,
         section=config.reflow,
-        data={"pairs": store.digest(decode=False), "n": store.n},
+        data={
+            "pairs": store.digest(decode=False),
+            "n": store.n,
+            "coupling": store.spec.noise_kind,
+        },
         architecture=about["architecture"],
         parents={"teacher": digest},
         forwards=store.n * Recipe(store.spec.solver, store.spec.nfe, guidance=guidance).forwards,
@@ -67,20 +72,25 @@ def _check_fit(store: PairStore, arch: dict[str, Any], teacher: Path) -> None:
                         f"{teacher} of {classes or 'none'}")  # fmt: skip
 
 
-def load(k: str, shelf: Shelf) -> tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]:
+def load(k: str, shelf: Shelf) -> training.Loaded:
     config, store = params.load(), PairStore.open(pairs_path(k))
-    images, labels, noise = store.read_all(shelf)
-    y = torch.from_numpy(labels).long() if store.spec.classes else None
+    pairs = store.read_all(shelf)
+    y = torch.from_numpy(pairs.labels).long() if store.spec.classes else None
     from_teacher = config.reflow.init == "teacher"
     weights = checkpoint.load(teacher_path(config, k)).tensors if from_teacher else None
-    return torch.from_numpy(images), y, coupling_of(store, noise), weights
+    coupling = coupling_of(store, pairs.noise)
+    return training.Loaded(torch.from_numpy(pairs.images), y, coupling, weights)
 
 
 def coupling_of(store: PairStore, noise: NDArray[np.float32] | None) -> Coupling:
     """The store's own: noise by its seed, or as it holds it."""
-    if noise is None:
-        return couplings.seeded(store.spec.seed)
-    return couplings.stored(torch.from_numpy(noise))
+    return COUPLINGS[store.spec.noise_kind](store.spec.seed, noise)
+
+
+COUPLINGS: Choices[Callable[[int, NDArray[np.float32] | None], Coupling]] = {
+    "seeded": lambda seed, noise: couplings.seeded(seed),
+    "stored": lambda seed, noise: couplings.stored(torch.from_numpy(noise)),
+}
 
 
 def run(k: str) -> None:

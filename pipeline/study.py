@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from pipeline import perceptual_net, stage, training
+from pipeline import code, stage
 from rfpp_core import params
 from rfpp_core.metrics import DISTANCES
 
@@ -44,9 +44,11 @@ def run() -> None:
     base = config.model_dump(mode="json")
     base["rounds"], base["finetunes"] = {"2": {"teacher": "flow1"}}, {}
     base["evaluate"] |= {"seeds": 1, "teacher_seeds": TEACHER_SEEDS}
-    rooms = {*training.rooms_of(config.network.arch, config.reflow.loss), *perceptual_net.ROOMS}
-    code = stage.code_digests(sorted({*rooms, "sampling", "solvers", "schedules", "metrics"}))
-    identity = {"params": base, "code": code}
+    results_of = [("training", "prepare"), ("evaluate", "run"), ("pretrain", "load"),
+                  ("reflow", "load")]  # fmt: skip
+    roots = [code.Name(f"pipeline.{module}", name) for module, name in results_of]
+    roots.append(code.Name("rfpp_core.trainer", "train"))
+    identity = {"params": base, "code": code.digests(roots, _strings([base, ARMS, "seeded"]))}
     shared = stage.work() / "study" / stage.name_of(identity) / "shared"
     if not all((shared / name).exists() for name in SHARED):
         _stages(shared, base, "prepare", "reference")
@@ -54,6 +56,15 @@ def run() -> None:
     text = table(results, base)
     Path("docs/study.md").write_text(text)
     print(text)
+
+
+def _strings(document: Any) -> set[str]:
+    """Every string in a JSON document."""
+    if isinstance(document, Mapping):
+        return set().union(*map(_strings, document.values()))
+    if isinstance(document, list | tuple):
+        return set().union(*map(_strings, document))
+    return {document} if isinstance(document, str) else set()
 
 
 def _seed(base: Result, shared: Path, seed: int) -> dict[str, Result]:

@@ -6,24 +6,31 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
-from tqdm import tqdm
 
-from pipeline import perceptual_net, processes, stage
+from pipeline import code, console, perceptual_net, processes, stage
 from rfpp_core import build, checkpoint, distributed, files, loader, runtime
-from rfpp_core.couplings import Coupling
+from rfpp_core.couplings import Batch, Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.noise import subkey
-from rfpp_core.params import Loss, Params, Training
+from rfpp_core.params import Architecture, Finetune, Params, Pretrain, Reflow, Training
 from rfpp_core.shelf import Shelf
-from rfpp_core.trainer import NonFiniteLoss, StepReport, TrainConfig, TrainState, train
+from rfpp_core.trainer import (
+    LossFunction,
+    NonFiniteLoss,
+    StepReport,
+    TrainConfig,
+    TrainState,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -42,25 +49,23 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What determines the weights; ``steps`` too if the rate depends on it."""
-        section = build.training_params(self.section)
-        if self.section.decay == "constant":
-            del section["steps"]
+        section, architecture = self.section, build.architecture_of(self.architecture)
         document: dict[str, Any] = {
             "stage": self.kind,
-            "training": section,
-            "architecture": self.architecture,
+            "training": build.training_identity(section),
+            "architecture": build.described(architecture),
             "data": self.data,
             "parents": self.parents,
             "seed": self.params.seed,
-            "code": stage.code_digests(rooms_of(self.architecture["arch"], self.section.loss)),
+            "code": code_of(self.kind, section, architecture, self.data),
         }
-        if self.section.loss.is_perceptual:
-            document["perceptual"] = perceptual_net.identity(
-                self.section.loss, self.params.dataset
-            )
+        if section.decay == "constant":
+            document["training"].pop("steps", None)
+        if section.loss.is_perceptual:
+            document["perceptual"] = perceptual_net.identity(section.loss, self.params.dataset)
         return document
 
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """The identity and what it leaves out: all that DVC will record with the result."""
         return {**self.identity(), "section": self.section.model_dump(mode="json")}
 
@@ -68,18 +73,63 @@ class Job:
     def kind(self) -> str:
         return self.name.partition("@")[0]
 
-    @property
-    def seed(self) -> int:
-        return subkey(self.params.seed, self.kind)
+
+def code_of(
+    kind: str, section: Training, architecture: Architecture, data: Mapping[str, Any]
+) -> dict[str, str]:
+    """Digests of the code that determines the weights of a training, by module.
+
+    Args:
+        kind: pretrain, reflow or finetune.
+        section: how it is trained.
+        architecture: of which network.
+        data: what it learns from; ``coupling`` names how noise belongs to its images.
+    """
+    loss = section.loss
+    chosen = {
+        section.times.law, section.decay, section.precision, loss.name, architecture.arch,
+        architecture.precond, data["coupling"],
+    }  # fmt: skip
+    if loss.is_perceptual:
+        chosen.add(loss.perceptual)
+    roots = (
+        code.Name("pipeline.training", "prepare"),
+        code.Name("rfpp_core.trainer", "train"),
+        code.Name(f"pipeline.{kind}", "load"),
+    )
+    return code.digests(roots, chosen)
 
 
-def rooms_of(arch: str, loss: Loss) -> tuple[str, ...]:
-    """The rooms whose code determines a training's weights."""
-    extra = perceptual_net.ROOMS if loss.is_perceptual else ()
-    return (*stage.TRAINING_ROOMS, *stage.NET_ROOMS[arch], *extra)
+SECTIONS: dict[str, type[Training]] = {
+    "pretrain": Pretrain, "reflow": Reflow, "finetune": Finetune,
+}  # fmt: skip
 
 
-Load = Callable[[Shelf], tuple[Tensor, Tensor | None, Coupling, dict[str, Tensor] | None]]
+def code_now(document: Mapping[str, Any]) -> dict[str, str]:
+    """What :func:`code_of` gives today for an identity that is kept.
+
+    Raises:
+        UserError: if it is of an earlier version.
+    """
+    try:
+        kind, data = document["stage"], {"coupling": document["data"]["coupling"]}
+        # log_every is no part of an identity; 1 fits any number of steps
+        section = SECTIONS[kind].model_validate({**document["training"], "log_every": 1})
+    except (KeyError, TypeError, ValidationError):
+        raise UserError("it was made by an earlier version of this project") from None
+    return code_of(kind, section, build.architecture_of(document["architecture"]), data)
+
+
+class Loaded(NamedTuple):
+    """What a training learns from, and where it starts."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor | None  # int64 (N,)
+    coupling: Coupling
+    weights: dict[str, Tensor] | None  # None: drawn from the seed
+
+
+Load = Callable[[Shelf], Loaded]
 
 
 def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
@@ -101,7 +151,7 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
             else:
                 say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
             if rank.first:
-                stage.confirm(job.asked(), identify().asked())
+                stage.confirm(job.request(), identify().request())
                 stage.publish(model, Path("models") / f"{flow}.safetensors")
                 stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
             distributed.wait()
@@ -134,49 +184,53 @@ def say(text: str) -> None:
         print(text)
 
 
+class Prepared(NamedTuple):
+    """All that the trainer needs."""
+
+    state: TrainState
+    batches: Callable[[int], Iterator[Batch]]  # from a step on
+    loss: LossFunction
+    config: TrainConfig
+
+
+def prepare(
+    job: Job, loaded: Loaded, work: Path, device: torch.device, rank: distributed.Rank
+) -> Prepared:
+    """Puts together what determines the weights; the identity covers all code used here."""
+    section, seed = job.section, subkey(job.params.seed, job.kind)
+    runtime.exact()
+    torch.set_num_threads(section.threads)
+    perceptual = perceptual_net.load(section.loss, job.params.dataset, work, device)
+    config = build.train_config(section, seed)
+    field = build.field(job.architecture, section.dropout, job.params.seed)
+    if loaded.weights is not None:
+        field.load_state_dict(loaded.weights)
+
+    def batches(start: int) -> Iterator[Batch]:
+        images, key = loader.place(loaded.images, device), subkey(seed, "order")
+        return loader.batches(images, loaded.labels, section.batch, key, device, start, rank)
+
+    loss = build.loss(section, loaded.coupling, perceptual)
+    return Prepared(TrainState(field, config, device), batches, loss, config)
+
+
 def _train(
     job: Job, load: Load, work: stage.Staging, model: Path, curve: Path, rank: distributed.Rank
 ) -> None:
     section, device = job.section, runtime.device()
-    runtime.exact()
-    if (
-        section.compile
-        and device.type == "cpu"
-        and not (shutil.which("c++") or shutil.which("g++"))
-    ):
-        raise UserError(f"{job.kind}.compile on a CPU needs a C++ compiler; install g++ or set "
-                        f"compile: false")  # fmt: skip
-    torch.set_num_threads(section.threads)
+    _check_compiler(job, device)
     shelf = _shelf(work)
     if not shelf.fills:  # the first of each machine makes what all there share
         distributed.wait()
-    images, labels, coupling, weights = load(shelf)
-    perceptual = perceptual_net.load(section.loss, job.params.dataset, work.path, device)
+    state, batches, loss, config = prepare(job, load(shelf), work.path, device, rank)
     if shelf.fills:
         distributed.wait()
-    config = build.train_config(section, job.seed)
-    field = build.field(job.architecture, section.dropout, job.params.seed)
-    if weights is not None:
-        field.load_state_dict(weights)
-    state = TrainState(field, config, device)
-    saved = checkpoint.load_state(
-        work.path, section.steps, lambda text: say(f"{job.name}: {text}")
-    )
-    if saved:
-        state.restore(checkpoint.to_device(saved.tensors, device), saved.about)
-        made_by = saved.about["made_by"]
-        other = "" if made_by == runtime.signature(device) else f" of {made_by}, not bit for bit"
-        say(f"{job.name}: goes on from step {state.step}{other}")
-    rows: list[stage.Row] = [dict(row) for row in saved.about["curve"]] if saved else []
-    source = loader.batches(
-        loader.place(images, device), labels, section.batch, subkey(job.seed, "order"), device,
-        state.step, rank,
-    )  # fmt: skip
-    reports = train(state, source, build.loss(section, coupling, perceptual), config)
+    rows = _resume(job, work.path, state)
     first, began = state.step, time.monotonic()
-    saver = Saver(work.path, state, rows)
+    saver = stage.Saver(work.path, state, lambda: _beside(device, rows))
+    reports = train(state, batches(state.step), loss, config)
     try:
-        for report in _bar(reports, job.name, state.step, config):
+        for report in _watched(reports, job.name, state.step, config):
             rows.append(row_of(report))
             if rank.first:
                 saver.maybe(done=report.step == config.steps)
@@ -193,6 +247,28 @@ def _train(
     stage.write_csv(curve, rows)
     shutil.rmtree(work.path / "flat", ignore_errors=True)
     checkpoint.save(model, state.average.state_dict(), _about(job, work, files.sha256(curve)))
+
+
+def _check_compiler(job: Job, device: torch.device) -> None:
+    here = shutil.which("c++") or shutil.which("g++")
+    if job.section.compile and device.type == "cpu" and not here:
+        raise UserError(f"{job.kind}.compile on a CPU needs a C++ compiler; install g++ or set "
+                        f"compile: false")  # fmt: skip
+
+
+def _resume(job: Job, folder: Path, state: TrainState) -> list[stage.Row]:
+    """Restores the newest state that was saved, if any; the loss curve so far."""
+    saved = checkpoint.load_state(
+        folder, job.section.steps, lambda text: say(f"{job.name}: {text}")
+    )
+    if saved is None:
+        return []
+    state.restore(checkpoint.to_device(saved.tensors, state.device), saved.about)
+    made_by = saved.about["made_by"]
+    same = made_by == runtime.signature(state.device)
+    say(f"{job.name}: resumes at step {state.step}"
+        f"{'' if same else f' of {made_by}, not bit for bit'}")  # fmt: skip
+    return [dict(row) for row in saved.about["curve"]]
 
 
 def _shelf(work: stage.Staging) -> Shelf:
@@ -227,6 +303,12 @@ def _about(job: Job, work: stage.Staging, curve: str) -> dict[str, Any]:
     }
 
 
+def _beside(device: torch.device, rows: list[stage.Row]) -> dict[str, Any]:
+    """What a state holds beside the trainer's; a list of items keeps the order of a row."""
+    curve = [list(row.items()) for row in rows]
+    return {"made_by": runtime.signature(device), "curve": curve}
+
+
 def row_of(report: StepReport) -> stage.Row:
     """A line of the loss curve: the sum of the terms, each term, rate and gradient norm."""
     numbers = {"loss": sum(report.terms.values()), **report.terms, "lr": report.lr,
@@ -234,41 +316,15 @@ def row_of(report: StepReport) -> stage.Row:
     return {"step": report.step, **{name: f"{value:.6g}" for name, value in numbers.items()}}
 
 
-class Saver:
-    """Saves state and curve, often enough to lose little and seldom enough to cost under 2 %.
-
-    ``RFPP_CHECKPOINT_SECONDS`` fixes the interval; at 0 every report is followed by a save.
-    """
-
-    def __init__(self, folder: Path, state: TrainState, rows: list[stage.Row]) -> None:
-        self.folder, self.state, self.rows = folder, state, rows
-        given = "RFPP_CHECKPOINT_SECONDS" in os.environ
-        self.fixed = stage.env_number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
-        self.last, self.cost = time.monotonic(), 0.0
-        self.setting = {"made_by": runtime.signature(state.device)}
-
-    def maybe(self, done: bool) -> None:
-        wait = max(15.0, 50 * self.cost) if self.fixed is None else self.fixed
-        start = time.monotonic()
-        if not done and start - self.last < wait:
-            return
-        curve = [list(row.items()) for row in self.rows]  # JSON objects lose their order
-        about = {**self.state.about(), **self.setting, "curve": curve}
-        checkpoint.save_state(self.folder, self.state.step, self.state.tensors(), about)
-        self.last = time.monotonic()
-        self.cost = self.last - start
-
-
-def _bar(
+def _watched(
     reports: Iterator[StepReport], name: str, start: int, config: TrainConfig
 ) -> Iterator[StepReport]:
-    images = config.batch
-    quiet = None if distributed.here().first else True
-    with tqdm(total=config.steps * images, initial=start * images, desc=name, unit="img",
-              unit_scale=True, disable=quiet, mininterval=1) as bar:  # fmt: skip
+    images, quiet = config.batch, not distributed.here().first
+    with console.bar(name, config.steps * images, "img", start * images, quiet) as bar:
         for report in reports:
+            terms = {k: f"{v:.4g}" for k, v in report.terms.items()}
+            bar.set_postfix(terms, refresh=False)
             bar.update(report.step * images - bar.n)
-            bar.set_postfix({k: f"{v:.4g}" for k, v in report.terms.items()}, refresh=False)
             yield report
 
 
@@ -285,4 +341,4 @@ def read_model(path: Path) -> tuple[str, dict[str, Any]]:
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is not a model file of the pipeline (no architecture or budget "
                         f"in its metadata)") from None  # fmt: skip
-    return loaded.flow, about
+    return build.flow_digest(loaded), about

@@ -1,27 +1,43 @@
-"""The composition root: params -> network, field, loss, sampler.  It alone knows both sides."""
+"""The composition root: params -> network, field, loss, sampler.  It alone knows both sides.
+
+Alternatives stand in tables keyed by the value of their param and annotated ``Choices``: the
+identity of a training covers the entries that it uses, and no others (pipeline/code.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from rfpp_core import checkpoint, losses, timesteps
+from rfpp_core import checkpoint, files, losses, timesteps
 from rfpp_core.couplings import Coupling
 from rfpp_core.errors import UserError
 from rfpp_core.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.nets.small_unet import SmallUNet
-from rfpp_core.nets.song_unet import Embedding, Encoder, SongUNet
+from rfpp_core.nets.song_unet import SongUNet
 from rfpp_core.noise import subkey
-from rfpp_core.params import Architecture, Loss, Network, Params, Times, Training, explained
+from rfpp_core.params import (
+    Architecture,
+    Loss,
+    Network,
+    Params,
+    Section,
+    Times,
+    Training,
+    explained,
+)
 from rfpp_core.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.sampling import Flow
 from rfpp_core.trainer import LossFunction, TrainConfig
+
+T = TypeVar("T")
+Choices: TypeAlias = Mapping[str, T]  # what a param's values stand for
 
 
 def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
@@ -38,17 +54,26 @@ def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[
     return {**document, "shape": list(shape), "classes": classes if conditional else 0}
 
 
+def architecture_of(document: Any) -> Architecture:
+    """An architecture document, checked.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    try:
+        return Architecture.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"not an architecture of this version: {explained(error)}") from None
+
+
 def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Conditioned:
     """The preconditioned network of an architecture document, its weights drawn from ``seed``.
 
     Raises:
         UserError: if the document is not one, or the image does not halve often enough.
     """
-    try:
-        network = Architecture.model_validate(arch)
-    except ValidationError as error:
-        raise UserError(f"not an architecture of this version: {explained(error)}") from None
-    c, h, w = network.shape
+    network = architecture_of(arch)
+    _, h, w = network.shape
     halvings = 2 ** (len(network.multipliers) - 1)
     if h != w or h % halvings:
         raise UserError(
@@ -57,25 +82,36 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
-        model = _model(network, c, h, network.classes, dropout)
-    edm = network.precond == "edm"
-    return EDMVelocity(model, network.sigma_data) if edm else PlainVelocity(model)
+        model = NETWORKS[network.arch](network, dropout)
+    return PRECONDITIONINGS[network.precond](model, network)
 
 
-def _model(network: Network, c: int, side: int, classes: int, dropout: float) -> nn.Module:
-    width, multipliers, blocks = network.channels, network.multipliers, network.blocks
-    if network.arch == "small_unet":
-        return SmallUNet(c, width, multipliers, blocks, network.attention, classes, dropout)
-    sides, augment = network.attention_resolutions, network.augment
-    if network.arch == "adm":
-        return DhariwalUNet(side, c, width, multipliers, blocks, sides, classes, augment, dropout)
-    plus: dict[str, tuple[Embedding, Encoder]] = {
-        "ncsnpp": ("fourier", "residual"),
-        "ddpmpp": ("positional", "standard"),
-    }
-    return SongUNet(
-        side, c, width, multipliers, blocks, sides, classes, augment, dropout, *plus[network.arch]
-    )
+NETWORKS: Choices[Callable[[Architecture, float], nn.Module]] = {
+    "small_unet": lambda a, dropout: SmallUNet(
+        a.shape[0], a.channels, a.multipliers, a.blocks, a.attention, a.classes, dropout
+    ),
+    "ncsnpp": lambda a, dropout: SongUNet(
+        *_edm(a), dropout, embedding="fourier", encoder="residual"
+    ),
+    "ddpmpp": lambda a, dropout: SongUNet(
+        *_edm(a), dropout, embedding="positional", encoder="standard"
+    ),
+    "adm": lambda a, dropout: DhariwalUNet(*_edm(a), dropout),
+}
+
+PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
+    "velocity": lambda model, a: PlainVelocity(model),
+    "edm": lambda model, a: EDMVelocity(model, a.sigma_data),
+}
+
+
+def _edm(
+    a: Architecture,
+) -> tuple[int, int, int, tuple[int, ...], int, tuple[int, ...], int, int]:
+    """The arguments that EDM's networks share."""
+    channels, side, _ = a.shape
+    return (side, channels, a.channels, a.multipliers, a.blocks, a.attention_resolutions,
+            a.classes, a.augment)  # fmt: skip
 
 
 def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
@@ -98,7 +134,25 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     checkpoint.load_into(net, loaded.tensors, str(path), assign=True)
     net.requires_grad_(False).eval()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Flow(net, tuple(arch["shape"]), arch["classes"], loaded.flow, about)
+    return Flow(net, tuple(arch["shape"]), arch["classes"], flow_digest(loaded), about)
+
+
+def flow_digest(loaded: checkpoint.Loaded) -> str:
+    """sha256 of weights and architecture: what a flow is, whatever else its file says.
+
+    Raises:
+        UserError: if the architecture is not one of this version.
+    """
+    return files.digest([described(architecture_of(loaded.about["architecture"])), loaded.weights])
+
+
+def described(section: Section) -> dict[str, Any]:
+    """What a section of params says beside its defaults, as JSON for an identity.
+
+    An option that stands at its default is left out, so that a new option changes no identity;
+    hence a default must never change (tests/test_identity.py holds them all).
+    """
+    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def train_config(params: Training, seed: int) -> TrainConfig:
@@ -107,23 +161,32 @@ def train_config(params: Training, seed: int) -> TrainConfig:
     return TrainConfig(seed=seed, **{name: getattr(params, name) for name in shared})
 
 
-def time_law(params: Times) -> Callable[[Tensor], Tensor]:
+Law: TypeAlias = Callable[[Tensor], Tensor]
+
+TIMES: Choices[Callable[[Times], Law]] = {
+    "u_shape": lambda p: partial(timesteps.u_shape, a=p.a),
+    "uniform": lambda p: timesteps.uniform,
+    "logit_normal": lambda p: partial(timesteps.logit_normal, mean=p.mean, std=p.std),
+    "fixed": lambda p: partial(timesteps.fixed, t=p.t),
+}
+
+DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
+    "l2": lambda p: losses.l2,
+    "pseudo_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
+    "lpips_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
+    "lpips_huber_over_t": lambda p: partial(losses.pseudo_huber, c=p.c),
+}
+
+
+def time_law(params: Times) -> Law:
     """Maps uniform draws (B,) in (0, 1) to training times; random ones keep off 0 and 1."""
-    laws: dict[str, Callable[[Tensor], Tensor]] = {
-        "u_shape": partial(timesteps.u_shape, a=params.a),
-        "uniform": timesteps.uniform,
-        "logit_normal": partial(timesteps.logit_normal, mean=params.mean, std=params.std),
-        "fixed": partial(timesteps.fixed, t=params.t),
-    }
-    law = laws[params.law]
+    law = TIMES[params.law](params)
     return law if params.law == "fixed" else lambda u: timesteps.inside(law(u))
 
 
-def distance(params: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+def distance(params: Loss) -> losses.Distance:
     """Per-sample distance (B,) of a velocity to its target."""
-    if params.name == "l2":
-        return losses.l2
-    return partial(losses.pseudo_huber, c=params.c)
+    return DISTANCES[params.name](params)
 
 
 def loss(
@@ -150,15 +213,20 @@ def loss(
 
 def provenance_params(params: Params, section: Training) -> dict[str, Any]:
     """What of the params goes into a model file: no paths, nothing that moves no bit."""
+    document = section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS)
     return {
         "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
-        "training": training_params(section),
+        "training": document,
     }
 
 
-def training_params(section: Training) -> dict[str, Any]:
-    """What of a training section determines weights: no path, nothing that moves no bit."""
-    apart = {"log_every", "source", "checkpoint", "checkpoint_sha256"}
-    document = section.model_dump(mode="json", exclude=apart)
-    del document["loss"]["vgg_path"]
-    return document
+NOT_IN_WEIGHTS: Any = {
+    "log_every": True, "source": True, "checkpoint": True, "checkpoint_sha256": True,
+    "loss": {"vgg_path"},
+}  # fmt: skip
+
+
+def training_identity(section: Training) -> dict[str, Any]:
+    """What of a training section determines weights: as :func:`described`, without paths and
+    what moves no bit."""
+    return section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS, exclude_defaults=True)

@@ -36,11 +36,6 @@ class Loaded(NamedTuple):
     about: dict[str, Any]
     weights: str
 
-    @property
-    def flow(self) -> str:
-        """sha256 of weights and architecture: what a flow is, whatever else its file says."""
-        return files.digest([self.about.get("architecture"), self.weights])
-
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON document to one safetensors file, durably and at once."""
@@ -74,16 +69,15 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(KEY, "null"))
+            about, stated = _document(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = digest(tensors)
-        stated = about.pop(DIGEST, None) if isinstance(about, dict) else None
         whole = stated == files.digest([about, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not a readable safetensors file: {error}", path) from None
-    if not isinstance(about, dict):
+    if about is None:
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
     if stated is None:
         raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
@@ -94,6 +88,15 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     return Loaded(tensors, about, weights)
 
 
+def _document(file: Any) -> tuple[dict[str, Any] | None, Any]:
+    """The document of an open safetensors file, or None, and the digest that it states."""
+    about = json.loads((file.metadata() or {}).get(KEY, "null"))
+    if not isinstance(about, dict):
+        return None, None
+    stated = about.pop(DIGEST, None)
+    return about, stated
+
+
 def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The document of a safetensors file of this project; empty for another's.
 
@@ -102,10 +105,9 @@ def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(KEY, "null"))
-        if not isinstance(about, dict):
+            about, stated = _document(file)
+        if about is None:
             return {}
-        stated = about.pop(DIGEST, None)
         whole = stated in (None, files.digest([about, digest(tensors)]))
     except (ValueError, RecursionError):
         whole, about = False, {}

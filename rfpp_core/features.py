@@ -9,7 +9,8 @@ split, with shifts of a pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rfpp_core import optimizer
 from rfpp_core.data import Images
 from rfpp_core.loader import batches
 from rfpp_core.noise import Draws, subkey
@@ -63,24 +65,58 @@ def new_classifier(channels: int, classes: int, side: int, seed: int) -> Classif
         return Classifier(channels, classes, side)
 
 
+class ClassifierTraining:
+    """A classifier's weights, optimiser and rate, and the number of updates: all of its state."""
+
+    def __init__(self, net: nn.Module, steps: int, lr: float) -> None:
+        self.net, self.steps, self.step = net, steps, 0
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but counters, by name."""
+        weights = {f"net.{name}": t for name, t in self.net.state_dict().items()}
+        return weights | optimizer.tensors_of(self.optimizer)
+
+    def about(self) -> dict[str, Any]:
+        """The counters, as a JSON document."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return {"step": self.step, "rates": rates, "schedule": self.schedule.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
+        self.net.load_state_dict(optimizer.under("net.", tensors))
+        optimizer.load(self.optimizer, tensors)
+        self.schedule.load_state_dict(about["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, about["rates"], strict=True):
+            group["lr"] = rate
+        self.step = int(about["step"])
+
+
 def train_classifier(
-    net: nn.Module, train: Images, steps: int, batch: int, lr: float, seed: int
-) -> None:
-    """Trains a net of logits in place with Adam, a cosine rate and shifts of up to one pixel."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    state: ClassifierTraining, train: Images, batch: int, seed: int
+) -> Iterator[int]:
+    """Trains a net of logits in place with Adam, a cosine rate and shifts of up to one pixel.
+
+    Yields:
+        The number of updates after each; the state may be saved then.
+    """
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels).long()
     key, batch = subkey(seed, "classifier order"), min(batch, len(images))
-    source = batches(images, labels, batch, key, torch.device("cpu"))
-    for step, (x, _, y) in zip(range(steps), source, strict=False):
+    source = batches(images, labels, batch, key, torch.device("cpu"), state.step)
+    while state.step < state.steps:
+        x, _, y = next(source)
         assert y is not None
-        draws = Draws(subkey(seed, "classifier"), step, batch)
+        draws = Draws(subkey(seed, "classifier"), state.step, batch)
         x = shifted(x, draws.uniform("dx"), draws.uniform("dy"))
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y, label_smoothing=0.05).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    net.eval()
+        state.optimizer.zero_grad()
+        logits = state.net(x)
+        F.cross_entropy(logits, y, label_smoothing=0.05).backward()  # type: ignore[no-untyped-call]
+        state.optimizer.step()
+        state.schedule.step()
+        state.step += 1
+        yield state.step
+    state.net.eval()
 
 
 def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -103,7 +139,9 @@ def pooled_pixels(images: Tensor) -> Tensor:
 @torch.inference_mode()
 def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
     """Features float32 (N, D) of uint8 images (N, C, H, W), in parts of bounded memory."""
-    parts = [features(part).float().cpu() for part in torch.split(images, _part(images))]
+    parts = [
+        features(part).float().cpu() for part in torch.split(images, part_of(images.shape[2:]))
+    ]
     return torch.cat(parts).numpy()
 
 
@@ -111,11 +149,11 @@ def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.
 def accuracy(net: nn.Module, data: Images) -> float:
     """Share of labels the classifier gets right."""
     images = torch.from_numpy(data.images)
-    parts = torch.split(images, _part(images))
+    parts = torch.split(images, part_of(images.shape[2:]))
     guess = torch.cat([net(to_float(part)).argmax(1) for part in parts])
     return float((guess == torch.from_numpy(data.labels)).double().mean())
 
 
-def _part(images: Tensor) -> int:
-    """Images at once: 1,000 of 8x8, and fewer of larger ones."""
-    return max(20, 64_000 // (images.shape[-1] * images.shape[-2]))
+def part_of(sides: tuple[int, ...]) -> int:
+    """Images of these sides in one part: 1,000 of 8x8, and fewer of larger ones."""
+    return max(20, 64_000 // math.prod(sides))

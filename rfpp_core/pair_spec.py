@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -48,9 +48,16 @@ class PairSpec:
     format: int = FORMAT
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The spec as a JSON document."""
+    def document(self) -> dict[str, Any]:
+        """The spec as a JSON document, whole."""
         return {**asdict(self), "shape": list(self.shape)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The document without what stands at its default, so that a new field changes no
+        identity; hence a default must never change."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {k: v for k, v in self.document.items() if v != defaults[k]}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
@@ -87,7 +94,7 @@ class PairSpec:
 
     def differences(self, other: PairSpec) -> str:
         """What of this spec is otherwise in another."""
-        a, b = self.identity, other.identity
+        a, b = self.document, other.document
         return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])
 
     @property

@@ -62,7 +62,7 @@ class PairStore:
         group = zarr.open_group(building, mode="w-", zarr_format=3)
         for name, (tail, dtype, chunk, shard) in spec.arrays.items():
             create_array(group, name, (n, *tail), dtype, chunk, shard)
-        group.attrs["rfpp"] = spec.identity
+        group.attrs["rfpp"] = spec.document
         (building / "commits").mkdir()
         for meta in (*building.rglob("zarr.json"), building / "commits", building):
             files.sync(meta)

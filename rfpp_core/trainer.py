@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfpp_core import distributed, ema
+from rfpp_core import distributed, ema, optimizer
 from rfpp_core.couplings import Batch
 from rfpp_core.noise import Draws, subkey
 
@@ -95,29 +95,17 @@ class TrainState:
         named: dict[str, Tensor] = {}
         for prefix, module in (("net", self.net), ("ema", self.average)):
             named |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{i}.{slot}": t for slot, t in slots.items()}
-        return named
+        return named | optimizer.tensors_of(self.optimizer)
 
     def about(self) -> dict[str, Any]:
         """The counters, as a JSON document."""
         return {"step": self.step, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Takes up a state saved by :meth:`tensors` and :meth:`about`."""
-        self.net.load_state_dict(_under("net.", tensors))
-        self.average.load_state_dict(_under("ema.", tensors))
-        slots: dict[int, dict[str, Tensor]] = {}
-        params = list(self.net.parameters())
-        for name, t in _under("optimizer.", tensors).items():
-            i, slot = name.split(".")
-            # fused Adam walks memory: its moments must have the layout of their parameter
-            same = t.shape == params[int(i)].shape
-            slots.setdefault(int(i), {})[slot] = (
-                torch.empty_like(params[int(i)]).copy_(t) if same else t
-            )
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
+        self.net.load_state_dict(optimizer.under("net.", tensors))
+        self.average.load_state_dict(optimizer.under("ema.", tensors))
+        optimizer.load(self.optimizer, tensors)
         if about["scaler"]:
             self.scaler.load_state_dict(about["scaler"])
         self.step = int(about["step"])
@@ -198,7 +186,3 @@ def _parts(batch: Batch, count: int) -> Iterator[tuple[int, Batch]]:
         part = slice(start, start + size)
         y = None if batch.y is None else batch.y[part]
         yield start, Batch(batch.x[part], batch.position[part], y)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

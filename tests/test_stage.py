@@ -3,16 +3,12 @@ import os
 import subprocess
 import sys
 import time
-from typing import get_args
 
 import pytest
-import torch
 from safetensors import SafetensorError
 
-from pipeline import stage, training
-from rfpp_core import build
+from pipeline import stage
 from rfpp_core.errors import Damaged, UserError
-from rfpp_core.params import Loss, Network
 from tests.conftest import ROOT
 
 
@@ -32,29 +28,6 @@ def test_the_root_is_found_from_dvc_or_from_dot_dvc(here, monkeypatch):
     assert stage.root() == here
     monkeypatch.setenv("DVC_ROOT", str(here / "elsewhere"))
     assert stage.root() == below
-
-
-def test_comments_and_docstrings_do_not_change_code_digests():
-    code = '"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n'
-    same = "def f(x):\n\n    # other\n    return x + 1\n"
-    other = "def f(x):\n    return x + 2\n"
-    assert stage._syntax(code) == stage._syntax(same)
-    assert stage._syntax(code) != stage._syntax(other)
-
-
-@pytest.mark.parametrize("arch", get_args(Network.model_fields["arch"].annotation))
-def test_code_digests_cover_every_room_that_trains(arch):
-    """Those that every training uses, and the network's own with what it imports."""
-    from tests.test_contracts import FIELDS, TRAINS, imports
-
-    rooms = {f"rfpp_core/{room}.py" for room in training.rooms_of(arch, Loss())}
-    assert rooms >= TRAINS | FIELDS - {"rfpp_core/nets"} | {"rfpp_core/noise.py"}
-    with torch.device("meta"):
-        field = build.field(build.architecture(Network(arch=arch, channels=64), (3, 32, 32), 0))
-    path = ROOT / (type(field.model).__module__.replace(".", "/") + ".py")
-    found = {path, *imports(path)} - {ROOT / "rfpp_core/nets/__init__.py"}
-    assert {str(p.relative_to(ROOT)) for p in found} <= rooms
-    assert len(stage.code_digests(training.rooms_of(arch, Loss()))) == len(rooms)
 
 
 def test_a_changed_identity_is_not_published():

@@ -126,7 +126,7 @@ def test_markers(store, content):
     declared(lambda: PairStore.open(store.path).read_all())
 
 
-SPEC = spec_for().identity
+SPEC = spec_for().document
 
 
 @few
