@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipeline import edit, stage, training
+from pipeline import edit, stage, work
 from rfpp_core.errors import Damaged, UserError
 from rfpp_core.sampling import Recipe
 
@@ -20,9 +18,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   rich_markup_mode=None,
                   help="From a set of images to a one-step generator.")  # fmt: skip
 pairs_app = typer.Typer(no_args_is_help=True, help="Check and digest pair stores.")
-work_app = typer.Typer(no_args_is_help=True, help="List, adopt and remove staged work (.work/).")
 app.add_typer(pairs_app, name="pairs")
-app.add_typer(work_app, name="work")
+app.add_typer(work.app, name="work")
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -204,94 +201,6 @@ def pairs_digest(path: Path) -> None:
     from rfpp_core.pairs import PairStore
 
     print(PairStore.open(path).digest())
-
-
-@work_app.command("list")
-def work_list() -> None:
-    """Shows staged work: name, size, state, and what it was made from."""
-    for path in _staged():
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        document = json.loads((path / "identity.json").read_text())
-        print(f"{path.parent.name}/{path.name}  {size / 1e6:8.1f} MB  {_state(path, document)}")
-
-
-@work_app.command("adopt")
-def work_adopt(
-    name: Annotated[str, typer.Argument(help="as `rfpp work list` shows it")],
-    why: Annotated[str, typer.Option(help="goes into the provenance")] = "code changed harmlessly",
-) -> None:
-    """Reuses work although the code changed; recorded in the provenance of what comes of it."""
-    path = _find(name)
-    document = json.loads((path / "identity.json").read_text())
-    note: dict[str, Any] = {"why": why}
-    target = path
-    if "code" in document:
-        then = document["code"]
-        now = training.code_now(document)
-        note["modules"] = sorted(m for m in now.keys() | then.keys() if now.get(m) != then.get(m))
-        if not note["modules"]:
-            raise UserError(f"{name} was made by the code as it is; there is nothing to adopt")
-        document["code"] = now
-        target = path.parent / stage.name_of(document)
-        if target.exists():
-            raise UserError(f"there is newer work at {target.parent.name}/{target.name}; "
-                            f"`rfpp work clean` it first")  # fmt: skip
-    with stage.locked(stage.lock_of(path), name):
-        _adopt(path, document, note)
-        if target != path:
-            path.rename(target)
-    print(f"adopted as {target.parent.name}/{target.name}; `dvc repro` goes on from it")
-
-
-def _adopt(path: Path, document: dict[str, Any], note: dict[str, Any]) -> None:
-    """Records the adoption; finished models are dropped, to be written with the record."""
-    file = path / "adopted.json"
-    notes = json.loads(file.read_text()) if file.exists() else []
-    stage.write_json(file, [*notes, note])
-    stage.write_json(path / "identity.json", document)
-    for model in path.glob("flow-*.safetensors"):
-        model.unlink()
-
-
-@work_app.command("clean")
-def work_clean(
-    name: Annotated[str | None, typer.Argument(help="one entry; all without a name")] = None,
-) -> None:
-    """Removes staged work; results that DVC tracks are not touched."""
-    for path in [_find(name)] if name else _staged():
-        with stage.locked(stage.lock_of(path), path.name):
-            shutil.rmtree(path)
-        print(f"removed {path.parent.name}/{path.name}")
-
-
-def _staged() -> list[Path]:
-    return sorted(path.parent for path in stage.work().glob("*/*/identity.json"))
-
-
-def _find(name: str) -> Path:
-    found = [path for path in _staged() if name in (f"{path.parent.name}/{path.name}", path.name)]
-    if len(found) != 1:
-        raise UserError(f"there is no staged work '{name}'; `rfpp work list` shows what there is")
-    return found[0]
-
-
-def _state(path: Path, document: dict[str, Any]) -> str:
-    if "shard" in document:
-        shards = len(list((path / "pairs.zarr" / "commits").glob("[0-9]*.json")))
-        return f"{shards} shards ({shards * document['shard']} pairs)"
-    done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
-    states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
-    finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    stale = "" if _is_current(document) else " (made by other code)"
-    return f"{finished}state at step {states[-1] if states else 0}{stale}"
-
-
-def _is_current(document: Mapping[str, Any]) -> bool:
-    """Whether the code as it is would give this identity."""
-    try:
-        return bool(training.code_now(document) == document["code"])
-    except UserError:
-        return False
 
 
 def entry() -> None:

@@ -7,14 +7,17 @@ curves/<flow>.csv (every number with its spread) and samples/<flow>/*.png.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import reference, stage
+from pipeline import code, console, reference, stage
+from pipeline.results import Results
 from rfpp_core import (
     build,
     data,
@@ -43,19 +46,23 @@ def run(name: str) -> None:
     runtime.exact()
     real = reference.Reference(config)
     flow = build.load_flow(f"models/{name}.safetensors", device)
-    rows: list[Row] = []
-    first = flow.about["provenance"]["stage"] in ("pretrain", "import")
-    for recipe, seeds in recipes(section, flow.start, section.teacher_seeds if first else 1):
-        found = [measure(flow, real, recipe, config, i) for i in range(seeds)]
-        nfe = recipe.nfe or spent(flow, recipe)
-        rows.append(row_of(Recipe(recipe.solver, nfe), section.n, found))
+    with stage.staging("evaluate", {"flow": flow.digest, "code": code_of(flow)}) as work:
+        found = Results(work.path)
+        rows = table(flow, real, config, found, name)
+        paths = found.once(
+            {"straightness": section.straightness_n, "seed": config.seed},
+            lambda: straightness(flow, config),
+        )
+        images = data.about(stage.IMAGES)["digest"]
+        inverted = metrics.Inversion(*found.once(
+            {"inversion": section.solver, "nfe": ROUND_TRIP_NFE, "images": images},
+            lambda: inversion(flow, data.read(stage.IMAGES, "held_out"), section.solver),
+        ))  # fmt: skip
     stage.write_csv(Path(f"curves/{name}.csv"), rows)
-    held_out = data.read(stage.IMAGES, "held_out")
-    inverted = inversion(flow, held_out, section.solver)
     provenance = flow.about["provenance"]
     stage.write_json(Path(f"metrics/{name}.json"), {
         **headlines(real, rows),
-        "straightness": _round(straightness(flow, config)),
+        "straightness": _round(paths),
         "round_trip": _round(inverted.round_trip),
         "noise": {name: _round(value) for name, value in inverted._asdict().items()
                   if name != "round_trip"},
@@ -64,6 +71,35 @@ def run(name: str) -> None:
         "budget_with_ancestors": provenance["budget_with_ancestors"],
     })  # fmt: skip
     pictures(flow, name, config)
+
+
+def code_of(flow: Flow) -> dict[str, str]:
+    """Digests of the code that draws and measures, by module."""
+    arch = build.architecture_of(flow.about["architecture"])
+    roots = [code.Name("rfpp_core.build", "field"), code.Name("rfpp_core.sampling", "Flow"),
+             *(code.Name("pipeline.evaluate", name)
+               for name in ("drawn", "measures", "straightness", "inversion"))]  # fmt: skip
+    return code.digests(roots, {arch.arch, arch.precond})
+
+
+def table(
+    flow: Flow, real: reference.Reference, config: params.Params, found: Results, name: str
+) -> list[Row]:
+    """The rows of the curves CSV; what was measured before is not measured again."""
+    section = config.evaluate
+    first = flow.about["provenance"]["stage"] in ("pretrain", "import")
+    samplers = recipes(section, flow.start, section.teacher_seeds if first else 1)
+    rows: list[Row] = []
+    with console.bar(name, sum(seeds for _, seeds in samplers) * section.n, "img") as bar:
+        for recipe, seeds in samplers:
+            values = []
+            for i in range(seeds):
+                values.append(measure(flow, real, recipe, config, i, found))
+                bar.update(section.n)
+            counted = {"evaluations of": asdict(recipe)}
+            nfe = recipe.nfe or found.once(counted, partial(spent, flow, recipe))
+            rows.append(row_of(Recipe(recipe.solver, nfe), section.n, values))
+    return rows
 
 
 def headlines(real: reference.Reference, rows: list[Row]) -> dict[str, dict[str, float | None]]:
@@ -90,20 +126,56 @@ def recipes(section: Evaluate, start: float, many_seeds: int = 1) -> list[tuple[
 
 
 def measure(
-    flow: Flow, real: reference.Reference, recipe: Recipe, config: params.Params, seed: int
+    flow: Flow,
+    real: reference.Reference,
+    recipe: Recipe,
+    config: params.Params,
+    i: int,
+    found: Results,
 ) -> dict[str, float]:
-    """Every metric of one set of samples; for a conditional flow also how often the classifier
-    sees the label that was asked for."""
-    section, key = config.evaluate, noise.subkey(config.seed, f"evaluate {seed}")
-    y = _y(flow, key, section.n)
-    images = pixels.to_uint8(flow.from_noise_key(key, section.n, recipe, y))
-    found: dict[str, float] = {}
-    for net, extract in real.extractors.items():
-        fake = features.extract(extract, images)
-        values = reference.distances(real.real[net], fake, section.neighbours)
-        found |= dict(zip(metrics.columns(net), values, strict=True))
-    if y is not None and real.classifier is not None:
-        asked = data.Images(images.numpy(), y.numpy())
+    """Every metric of sample set i of a sampler; for a conditional flow also how often the
+    classifier sees the label that was asked for.
+
+    Images are drawn only for feature nets that have not seen them.
+    """
+    section, values, agreement = config.evaluate, dict[str, float](), dict[str, float]()
+    drawing = {"sampler": asdict(recipe), "seed": config.seed, "set": i, "n": section.n,
+               "device": flow.device.type}  # fmt: skip
+    sample: Sample | None = None
+    for net in real.extractors:
+        key = {**drawing, "net": real.digests[net], "neighbours": section.neighbours}
+        of_net = found.find(key)
+        if of_net is None:
+            sample = sample or drawn(flow, recipe, config.seed, i, section.n)
+            of_net = measures(real, net, sample, section.neighbours)
+            found.keep(key, of_net)
+        values |= dict(zip(metrics.columns(net), of_net["distances"], strict=True))
+        agreement |= {k: v for k, v in of_net.items() if k == "agreement"}
+    return values | agreement
+
+
+class Sample(NamedTuple):
+    """Drawn images, uint8 (N, C, H, W), and the labels that were asked for, if any."""
+
+    images: Tensor
+    y: Tensor | None
+
+
+def drawn(flow: Flow, recipe: Recipe, seed: int, i: int, n: int) -> Sample:
+    """Sample set i of a seed."""
+    key = noise.subkey(seed, f"evaluate {i}")
+    y = _y(flow, key, n)
+    return Sample(pixels.to_uint8(flow.from_noise_key(key, n, recipe, y)), y)
+
+
+def measures(
+    real: reference.Reference, net: str, sample: Sample, neighbours: int
+) -> dict[str, Any]:
+    """What one feature net says of a sample set."""
+    fake = features.extract(real.extractors[net], sample.images)
+    found: dict[str, Any] = {"distances": reference.distances(real.real[net], fake, neighbours)}
+    if net == "classifier" and sample.y is not None and real.classifier is not None:
+        asked = data.Images(sample.images.numpy(), sample.y.numpy())
         found["agreement"] = features.accuracy(real.classifier, asked)
     return found
 
@@ -139,11 +211,14 @@ def inversion(flow: Flow, held_out: data.Images, solver: str) -> metrics.Inversi
 
 
 def speed(flow: Flow, section: Evaluate) -> float:
-    """Images per second at one evaluation, noise included, on this machine."""
-    flow.from_noise_key(0, section.n, Recipe("euler", 1))
-    start = time.perf_counter()
-    flow.from_noise_key(0, section.n, Recipe("euler", 1))
-    return section.n / (time.perf_counter() - start)
+    """Images per second at one evaluation, noise included, on this machine: the median of three
+    after a warm-up."""
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        flow.from_noise_key(0, section.n, Recipe("euler", 1))
+        seconds.append(time.perf_counter() - start)
+    return section.n / float(np.median(seconds[1:]))
 
 
 def pictures(flow: Flow, name: str, config: params.Params) -> None:

@@ -7,6 +7,7 @@ the two real rows of its table).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from collections.abc import Callable
@@ -117,7 +118,8 @@ def _classifier(
     with stage.staging("classifier", identity) as work:
         if saved := checkpoint.load_state(work.path, section.steps, print):
             state.restore(saved.tensors, saved.about)
-            print(f"classifier: resumes at step {state.step} of {section.steps}")
+            left = section.steps - state.step
+            print(f"classifier: {f'resumes at step {state.step}' if left else 'finished before'}")
         saver = stage.Saver(work.path, state, dict)
         with console.bar("classifier", section.steps, "step", state.step) as bar:
             for step in features.train_classifier(state, train, section.batch, seed):
@@ -258,7 +260,15 @@ class Reference:
         self.real: dict[str, Real] = {
             net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
         }
+        self.digests: dict[str, str] = {
+            net: self._digest(net, section, tensors) for net in section.nets
+        }
         self.rows = {net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets}
+
+    def _digest(self, net: str, section: params.Features, tensors: dict[str, Tensor]) -> str:
+        """What a distance in a feature net depends on, beside the samples."""
+        real = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.real[net][:2]]
+        return files.digest([net, _net_digest(net, section, tensors), *real])
 
 
 if __name__ == "__main__":

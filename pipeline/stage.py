@@ -210,6 +210,18 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unless_busy(path: Path) -> Iterator[bool]:
+    """Whether an flock could be had at once; if so it is held."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def publish(source: Path, target: Path) -> None:
     """Links (else copies) a finished file into place by a rename; the source stays."""
     target.parent.mkdir(parents=True, exist_ok=True)

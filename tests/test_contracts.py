@@ -19,7 +19,7 @@ PLUMBING = {
     "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
     "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
     "rfpp_core/weights.py", "rfpp_core/distributed.py", "rfpp_core/shelf.py",
-    "rfpp_core/optimizer.py", "pipeline/processes.py", "pipeline/code.py", "pipeline/console.py",
+    "rfpp_core/optimizer.py", "pipeline/processes.py", "pipeline/console.py",
     "pipeline/__init__.py", "pipeline/stage.py", "pipeline/devices.py", "pipeline/shard_flow.py",
     "pipeline/source.py",
 }  # fmt: skip
@@ -28,20 +28,20 @@ TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py"
 SAMPLES = {"rfpp_core/sampling.py", "rfpp_core/solvers.py", "rfpp_core/schedules.py"}
 FIELDS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
 STORE = {"rfpp_core/markers.py", "rfpp_core/zarr_io.py"}  # as a reader
-# Trainings and pairs depend on the core as a whole, and on these of the pipeline.
+# Trainings, pairs and evaluations depend on the core as a whole, and on these of the pipeline.
 PIPELINE = {
     "pretrain": {"pretrain", "training", "perceptual_net", "code"},
     "reflow": {"reflow", "training", "perceptual_net", "code"},
     "finetune": {"finetune", "invert", "reflow", "training", "perceptual_net", "code"},
     "generate": {"generate", "shards"},
     "invert": {"generate", "invert", "shards"},
+    "evaluate-flow1": {"code", "evaluate", "reference", "results"},
+    "evaluate": {"code", "evaluate", "reference", "results"},
+    "evaluate-finetuned": {"code", "evaluate", "reference", "results"},
 }
 NOT_FOR = {
     "prepare": set(),
     "reference": STORE | {"rfpp_core/flow.py", "rfpp_core/solvers.py", "rfpp_core/couplings.py"},
-    "evaluate-finetuned": TRAINS | STORE,
-    "evaluate": TRAINS | STORE,
-    "evaluate-flow1": TRAINS | STORE,
     "report": FIELDS
     | SAMPLES
     | TRAINS - {"rfpp_core/timesteps.py"}
