@@ -43,6 +43,7 @@ def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> D
         )
     else:
         net = _label_net(dataset, work / "perceptual.safetensors")
+    net.chunk = section.chunk
     return net.requires_grad_(False).eval().to(device)
 
 

@@ -97,7 +97,8 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
         with _staging(job, rank) as work:
             model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
             if not distributed.tell(rank.first and _finished(model, curve)):
-                _train(job, load, work, model, curve, rank)
+                with runtime.enough_memory(advice(job.section)):
+                    _train(job, load, work, model, curve, rank)
             else:
                 say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
             if rank.first:
@@ -105,6 +106,14 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
                 stage.publish(model, Path("models") / f"{flow}.safetensors")
                 stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
             distributed.wait()
+
+
+def advice(section: Training) -> str:
+    """What to do when a training does not fit into its device."""
+    return (
+        f"raise accumulate (now {section.accumulate}), which takes a batch of {section.batch} in "
+        f"more parts, or set loss.chunk where the loss is perceptual"
+    )
 
 
 def _finished(model: Path, curve: Path) -> bool:
@@ -138,7 +147,7 @@ def _train(
     job: Job, load: Load, work: stage.Staging, model: Path, curve: Path, rank: distributed.Rank
 ) -> None:
     section, device = job.section, runtime.device()
-    runtime.exact()
+    runtime.exact_training(device, tf32=section.precision == "tf32")
     if (
         section.compile
         and device.type == "cpu"

@@ -123,6 +123,8 @@ def distance(params: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """Per-sample distance (B,) of a velocity to its target."""
     if params.name == "l2":
         return losses.l2
+    if params.name == "l2_root":
+        return losses.l2_root
     return partial(losses.pseudo_huber, c=params.c)
 
 
@@ -144,8 +146,9 @@ def loss(
         over_t = section.name == "lpips_huber_over_t"
         seen = losses.Perceptual(section.perceptual, perceptual, over_t)
     return losses.flow_matching(
-        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen
-    )
+        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen,
+        params.times.antithetic,
+    )  # fmt: skip
 
 
 def provenance_params(params: Params, section: Training) -> dict[str, Any]:
