@@ -26,6 +26,9 @@ from typing import Any, Protocol
 
 from rfpp_core.errors import UserError
 
+# words of the errors after which a process is of no more use
+SPOILT = ("CUDA", "cuDNN error", "CUBLAS", "NCCL", "memory", "can't start new thread")
+
 
 class WorkerDied(RuntimeError):
     """A worker was killed or overran its time; its slot has a fresh worker for the next call."""
@@ -195,14 +198,15 @@ def _spoils_the_worker(error: Exception) -> bool:
     that fails every call."""
     if isinstance(error, BrokenProcessPool | TimeoutError | MemoryError):
         return True
-    return any(sign in str(error) for sign in ("CUDA", "memory", "can't start new thread"))
+    return any(sign in str(error) for sign in SPOILT)
 
 
 def _start_worker(name: str, threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if name.startswith("cuda"):
         index, visible = int(name[5:]), os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+        names = [entry.strip() for entry in visible.split(",")] if visible else []
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if names else str(index)
         os.environ["RFPP_DEVICE"] = "cuda"
     else:
         os.environ["RFPP_DEVICE"] = name

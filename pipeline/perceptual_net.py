@@ -39,6 +39,7 @@ def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> D
     if not section.is_perceptual:
         return None
     net = NETS[section.perceptual](section, dataset, work / "perceptual.safetensors")
+    net.chunk = section.chunk
     return net.requires_grad_(False).eval().to(device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,9 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
     """Makes the micro-batches of a shard and commits them."""
     began = time.monotonic()
     starts = range(*store.span(shard), store.spec.micro_batch)
-    parts = runtime.map_exact(make, starts, threads_for(flow.device))
+    with _fitting(store.spec):
+        parts = runtime.map_exact(make, starts, threads_for(flow.device))
+        first = None if store.spec.stored else _noise(flow, store.spec, starts[0])[0].cpu().numpy()
     images, labels, noises = zip(*parts, strict=True)
     pairs = Pairs(
         np.concatenate(images),
@@ -66,8 +69,14 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
         None if noises[0] is None else np.concatenate(noises),
     )
     made = time.monotonic()
-    store.commit(shard, pairs, made_by=runtime.signature(flow.device))
+    store.commit(shard, pairs, first, made_by=runtime.signature(flow.device))
     return Made(len(pairs.images), made - began, time.monotonic() - made)
+
+
+def _fitting(spec: PairSpec) -> AbstractContextManager[None]:
+    """Says what to do when a micro-batch does not fit into the device; another worker may have
+    the room, so it is no user's error yet."""
+    return runtime.enough_memory(f"lower micro_batch (now {spec.micro_batch})", MemoryError)
 
 
 class Witness(NamedTuple):
@@ -91,14 +100,16 @@ def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
     if spec.stored:
         images = str(rest[0])
-        [new] = runtime.map_exact(lambda first: inverted(flow, spec, images, first), [start], 1)
+        with _fitting(spec):
+            [new] = runtime.map_exact(lambda at: inverted(flow, spec, images, at), [start], 1)
         assert old.noise is not None
         assert new.noise is not None
         gap = 255 * np.abs(old.noise - new.noise)
         if not same:  # another machine's last bits are no other noise
             gap = gap * (gap > 1)
     else:
-        [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
+        with _fitting(spec):
+            [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
         gap = np.abs(old.images.astype(np.float32) - new.images)
     return Witness(float((gap > 0).mean()), float(gap.max()), new.digest, same)
 
@@ -107,10 +118,14 @@ def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
     """The micro-batch of pairs from ``start`` on."""
     index = spec.index(start, start + spec.micro_batch)
     recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
-    here = index.to(flow.device)
-    z, y = spec.z(here), spec.y(here)
+    z, y = _noise(flow, spec, start), spec.y(index.to(flow.device))
     images = to_uint8(draw(flow.field, z, y, recipe, start=spec.start).x).cpu().numpy()
     return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
+
+
+def _noise(flow: Flow, spec: PairSpec, start: int) -> Tensor:
+    """The noise of a micro-batch, on the flow's device."""
+    return spec.z(spec.index(start, start + spec.micro_batch).to(flow.device))
 
 
 def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:

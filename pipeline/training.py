@@ -147,7 +147,8 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
         with _staging(job, rank) as work:
             model, curve = work.path / f"flow-{steps}.safetensors", work.path / f"loss-{steps}.csv"
             if not distributed.tell(rank.first and _finished(model, curve)):
-                _train(job, load, work, model, curve, rank)
+                with runtime.enough_memory(advice(job.section)):
+                    _train(job, load, work, model, curve, rank)
             else:
                 say(f"{flow}: finished before, in {work.path.relative_to(stage.root())}")
             if rank.first:
@@ -155,6 +156,14 @@ def run(identify: Callable[[], Job], load: Load, flow: str) -> None:
                 stage.publish(model, Path("models") / f"{flow}.safetensors")
                 stage.publish(curve, Path("curves") / f"{flow}_loss.csv")
             distributed.wait()
+
+
+def advice(section: Training) -> str:
+    """What to do when a training does not fit into its device."""
+    return (
+        f"raise accumulate (now {section.accumulate}), which takes a batch of {section.batch} in "
+        f"more parts, or set loss.chunk where the loss is perceptual"
+    )
 
 
 def _finished(model: Path, curve: Path) -> bool:
@@ -198,7 +207,7 @@ def prepare(
 ) -> Prepared:
     """Puts together what determines the weights; the identity covers all code used here."""
     section, seed = job.section, subkey(job.params.seed, job.kind)
-    runtime.exact()
+    runtime.exact_training(device, tf32=section.precision == "tf32")
     torch.set_num_threads(section.threads)
     perceptual = perceptual_net.load(section.loss, job.params.dataset, work, device)
     config = build.train_config(section, seed)

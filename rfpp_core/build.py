@@ -172,6 +172,7 @@ TIMES: Choices[Callable[[Times], Law]] = {
 
 DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
     "l2": lambda p: losses.l2,
+    "l2_root": lambda p: losses.l2_root,
     "pseudo_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
     "lpips_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
     "lpips_huber_over_t": lambda p: partial(losses.pseudo_huber, c=p.c),
@@ -207,8 +208,9 @@ def loss(
         over_t = section.name == "lpips_huber_over_t"
         seen = losses.Perceptual(section.perceptual, perceptual, over_t)
     return losses.flow_matching(
-        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen
-    )
+        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen,
+        params.times.antithetic,
+    )  # fmt: skip
 
 
 def provenance_params(params: Params, section: Training) -> dict[str, Any]:

@@ -28,12 +28,18 @@ class Perceptual(NamedTuple):
     over_t: bool
 
 
+EPS = 1e-20  # inside the root: the gradient of a root at 0 is infinite
 HUBER_C = 0.00054  # times d, not sqrt(d): what the published RF++ runs used
 
 
 def l2(v: Tensor, target: Tensor) -> Tensor:
     """Mean square ``||v - target||^2 / d``."""
     return (v - target).square().flatten(1).mean(1)
+
+
+def l2_root(v: Tensor, target: Tensor) -> Tensor:
+    """``||v - target|| / sqrt(d)``, the root of :func:`l2`."""
+    return (l2(v, target) + EPS).sqrt()
 
 
 def pseudo_huber(v: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
@@ -50,6 +56,7 @@ def flow_matching(
     name: str,
     label_dropout: float = 0.0,
     perceptual: Perceptual | None = None,
+    antithetic: bool = False,
 ) -> Loss:
     """``distance(net(x_t, t, y), z - x)`` at a random time of each couple (arXiv 2209.03003).
 
@@ -63,11 +70,12 @@ def flow_matching(
         name: what to call the term.
         label_dropout: share of labels replaced by -1, "no label".
         perceptual: a distance of images, and whether it is divided by t.
+        antithetic: whether times come with their mirror images (:meth:`Draws.antithetic`).
     """
 
     def loss(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
-        t = law(draws.uniform("t")).to(x.dtype)
+        t = law(draws.antithetic("t") if antithetic else draws.uniform("t")).to(x.dtype)
         if y is not None and label_dropout:
             dropped = draws.uniform("label dropout") < label_dropout
             y = torch.where(dropped, torch.full_like(y, -1), y)

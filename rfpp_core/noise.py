@@ -141,6 +141,15 @@ class Draws:
         """float64 (B,) in (0, 1)."""
         return uniform(subkey(self.seed, purpose), self.index)
 
+    def antithetic(self, purpose: str) -> Tensor:
+        """Like :meth:`uniform`, but about half of the batch has its mirror image 1 - u in it:
+        ``batch`` of the 2 ``batch`` values {u, 1 - u}, in random order."""
+        key = subkey(self.seed, f"{purpose} order")
+        stop = self.batch if self.stop is None else self.stop
+        slot = permutation(key, self.step, 2 * self.batch)[self.start : stop].to(self.device)
+        u = uniform(subkey(self.seed, purpose), slot % self.batch + self.step * self.batch)
+        return torch.where(slot < self.batch, u, 1 - u)
+
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """float32 (B, *shape), standard normal."""
         return normal(subkey(self.seed, purpose), self.index, shape)

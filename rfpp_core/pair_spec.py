@@ -108,7 +108,12 @@ class PairSpec:
         if self.stored:
             return ""
         z = self.z(torch.tensor([shard * self.shard], dtype=torch.int64))
-        return hashlib.sha256(z.numpy().tobytes()).hexdigest()
+        return noise_digest(z[0].numpy())
+
+
+def noise_digest(z: NDArray[np.float32]) -> str:
+    """sha256 of the bytes of one pair's noise (C, H, W)."""
+    return hashlib.sha256(np.ascontiguousarray(z).tobytes()).hexdigest()
 
 
 class Pairs(NamedTuple):

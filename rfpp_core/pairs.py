@@ -22,13 +22,15 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rfpp_core import files, markers
 from rfpp_core.errors import Damaged, UserError
 from rfpp_core.noise_check import NoiseCheck
-from rfpp_core.pair_spec import FREE, Pairs, PairSpec
+from rfpp_core.pair_spec import FREE, Pairs, PairSpec, noise_digest
 from rfpp_core.shelf import MEMORY, Shelf, flush
 from rfpp_core.zarr_io import check_array, create_array, open_group
 
@@ -134,14 +136,25 @@ class PairStore:
             raise Damaged(f"{path} is damaged; `dvc repro` makes its shard again", path)
         return marker
 
-    def commit(self, shard: int, pairs: Pairs, **about: Any) -> None:
+    def commit(
+        self, shard: int, pairs: Pairs, first: NDArray[np.float32] | None = None, **about: Any
+    ) -> None:
         """Writes one whole shard durably, then its marker; a committed one is left as it is.
 
         Args:
             shard: which one.
             pairs: as many as its span, with noise where the store holds it.
+            first: the noise (C, H, W) that made its first image, where a seed gives the noise.
             about: what to record beside the digests (device, torch version).
+
+        Raises:
+            UserError: if that noise is not the one that readers will make of the seed.
         """
+        witness = self.spec.witness(shard)
+        if first is not None and noise_digest(first) != witness:
+            raise UserError(f"{self.path}: the device that made shard {shard} makes other noise "
+                            f"of seed {self.spec.seed} than this CPU, so its pairs would not "
+                            f"belong together; make them on another device")  # fmt: skip
         if self._marker_path(shard).exists():  # by a call that had been given up, and went on
             return
         start, stop = self.span(shard)
@@ -164,7 +177,7 @@ class PairStore:
             "stop": stop,
             "files": {str(p.relative_to(self.path)): files.sha256(p) for p in paths},
             "pairs_sha256": pairs.digest,
-            "noise_witness": self.spec.witness(shard),
+            "noise_witness": witness,
         }
         markers.write(self._marker_path(shard), marker)
 

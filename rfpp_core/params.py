@@ -76,13 +76,15 @@ class Architecture(Network):
 
 
 class Times(Section):
-    """The law of the training time."""
+    """The law of the training time; with ``antithetic`` about half of a batch has its mirror image
+    (t and 1 - t) in it, as in the RF++ runs, for laws that are symmetric."""
 
     law: Literal["u_shape", "uniform", "logit_normal", "fixed"] = "u_shape"
     a: Annotated[float, Field(gt=0, le=100)] = 4.0
     mean: float = 0.0
     std: PositiveFloat = 1.0
     t: Annotated[float, Field(ge=0, le=1)] = 1.0
+    antithetic: bool = False
 
 
 class Loss(Section):
@@ -90,15 +92,20 @@ class Loss(Section):
 
     ``lpips_huber`` is ``(1 - t) huber + LPIPS`` and ``lpips_huber_over_t`` divides LPIPS by t.
     For data far from photographs ``perceptual: classifier`` takes the place of LPIPS by a net
-    trained on the labels.  ``pooling`` and ``resize`` (0: native) are those of LPIPS.
+    trained on the labels.  ``pooling`` and ``resize`` (0: native) are those of LPIPS.  ``l2`` is
+    the mean square, ``l2_root`` its root (what the RF++ code calls l2).  ``chunk`` images at a
+    time pass the perceptual net (0: all at once), which takes less memory and as many FLOPs.
     """
 
-    name: Literal["l2", "pseudo_huber", "lpips_huber", "lpips_huber_over_t"] = "pseudo_huber"
+    name: Literal["l2", "l2_root", "pseudo_huber", "lpips_huber", "lpips_huber_over_t"] = (
+        "pseudo_huber"
+    )
     c: PositiveFloat = 0.00054
     perceptual: Literal["lpips", "classifier"] = "lpips"
     pooling: Literal["average", "max"] = "average"
     resize: Annotated[int, Field(ge=0, le=1024)] = 224
     vgg_path: str | None = None
+    chunk: Annotated[int, Field(ge=0)] = 0
 
     @property
     def is_perceptual(self) -> bool:
@@ -106,12 +113,18 @@ class Loss(Section):
 
 
 class Training(Section):
-    """What pretrain and reflow share."""
+    """What pretrain and reflow share.
+
+    ``precision: tf32`` rounds the factors of products on a CUDA device; ``warmup_from_zero`` and
+    ``nonfinite: skip`` (an update whose gradient is not finite is left out; 20 in a row end the
+    run) are as in the RF++ runs.
+    """
 
     steps: Positive = 2500
     batch: Positive = 128
     lr: PositiveFloat = 1e-3
     warmup: Annotated[int, Field(ge=0)] = 100
+    warmup_from_zero: bool = False
     decay: Literal["constant", "cosine"] = "cosine"
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
@@ -122,10 +135,11 @@ class Training(Section):
     ema_ramp: bool = True
     dropout: Fraction = 0.0
     label_dropout: Fraction = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     threads: Positive = 2
     log_every: Positive = 50
+    nonfinite: Literal["stop", "skip"] = "stop"
     times: Times = Times()
     loss: Loss = Loss()
 
@@ -141,6 +155,13 @@ class Training(Section):
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) must be a multiple of accumulate "
                              f"({self.accumulate})")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def mirrored_times_follow_the_law(self) -> Training:
+        if self.times.antithetic and self.times.law == "logit_normal" and self.times.mean:
+            raise ValueError("times.antithetic needs a law that is symmetric about 1/2, so "
+                             "times.mean must be 0")  # fmt: skip
         return self
 
     @model_validator(mode="after")

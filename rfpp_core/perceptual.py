@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,12 @@ EPS = 1e-20  # inside the root: the gradient of a root at 0 is infinite
 class Perceptual(nn.Module):
     """A frozen distance: (x_hat (B, C, H, W), x of the same shape) in [-1, 1] -> (B,).
 
-    Features of the target x carry no gradient, and everything is computed in float32.
+    Features of the target x carry no gradient, and everything is computed in float32.  With
+    ``chunk`` images at a time, the gradient of each chunk is taken in the forward pass, and
+    nothing of the net is kept for the backward pass.
     """
+
+    chunk = 0
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """Features by layer, each (B, C_l, H_l, W_l)."""
@@ -44,6 +49,13 @@ class Perceptual(nn.Module):
         return square.sum(1, keepdim=True)
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        if self.chunk and torch.is_grad_enabled() and x_hat.requires_grad:
+            found: Tensor = _InChunks.apply(x_hat, x.detach(), self)
+            return found
+        return self.compare(x_hat, x)
+
+    def compare(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """The distance, all images at once."""
         with torch.autocast(x.device.type, enabled=False):
             with torch.no_grad():
                 target = [_unit(layer) for layer in self.layers(x.float())]
@@ -53,6 +65,29 @@ class Perceptual(nn.Module):
                 for i, (a, b) in enumerate(zip(ours, target, strict=True))
             ]
             return torch.stack(terms).sum(0)
+
+
+class _InChunks(torch.autograd.Function):
+    """The same distance.  That of an image depends on its pair alone, so the gradient of their
+    sum holds each image's own; it is all that the backward pass needs, one image an image."""
+
+    @staticmethod
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor, net: Perceptual) -> Tensor:
+        distances, gradients = [], []
+        chunks = (torch.split(images, net.chunk) for images in (x_hat, x))
+        for some, target in zip(*chunks, strict=True):
+            with torch.enable_grad():
+                leaf = some.detach().requires_grad_()
+                distance = net.compare(leaf, target)
+                gradients.append(torch.autograd.grad(distance.sum(), leaf)[0])
+            distances.append(distance.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(distances)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer[0][:, None, None, None] * gradient, None, None
 
 
 class LPIPS(Perceptual):

@@ -6,8 +6,9 @@ torch is imported on use: a worker process pins its device before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,43 +39,92 @@ def memory() -> int:
 
 
 def device() -> torch.device:
-    """The first CUDA device (of several processes, each its own), unless ``RFPP_DEVICE`` names
-    another or ``cpu``.
+    """The first CUDA device, unless ``RFPP_DEVICE`` names another or ``cpu``.
+
+    Of several processes each takes the device of its ``LOCAL_RANK``, unless the variable says
+    ``cpu``.
 
     Raises:
         UserError: if there is no such device.
     """
     import torch
 
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
-    name = os.environ.get("RFPP_DEVICE") or (own if torch.cuda.is_available() else "cpu")
+    given, count = os.environ.get("RFPP_DEVICE", ""), torch.cuda.device_count()
+    place = os.environ.get("LOCAL_RANK")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
     except RuntimeError:
         found = None
-    count = torch.cuda.device_count()
-    known = found is not None and found.type in ("cpu", "cuda")
-    if found is None or not known or (found.type == "cuda" and (found.index or 0) >= count):
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
+    if found.type == "cuda" and place is not None and (several or found.index is None):
+        if int(place) >= count:
+            raise UserError(f"there are {count} CUDA device(s), too few for a process each; lower "
+                            f"RFPP_PROCESSES, or set RFPP_DEVICE=cpu")  # fmt: skip
+        return torch.device("cuda", int(place))
+    if found.type == "cuda" and (found.index or 0) >= count:
         raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
     return found
 
 
 def signature(device: torch.device) -> str:
-    """What a result's bits may depend on beside its inputs: device, instruction set, torch."""
+    """What a result's bits may depend on beside its inputs: device, instruction set, torch; on
+    CUDA also cuDNN and the precision of matrix products."""
     import torch
 
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+        return (
+            f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, cudnn {cudnn}, "
+            f"{precision}"
+        )
     return f"cpu {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
-def exact() -> None:
-    """Settings under which equal inputs give equal bits on one kind of device."""
+def exact(tf32: bool = False) -> None:
+    """Settings under which equal inputs give equal bits on one kind of device.
+
+    Args:
+        tf32: lets CUDA round the factors of float32 products to 10 bits (other bits, and equal
+            ones every time).
+    """
     import torch
 
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def exact_training(device: torch.device, tf32: bool = False) -> None:
+    """:func:`exact`, and deterministic gradients on CUDA where torch has them (it warns where it
+    has none).  To be called before anything runs on the device.
+
+    On a CPU the number of threads alone decides the bits, and nothing more is set.
+    """
+    import torch
+
+    exact(tf32)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # every new tensor would be filled with NaN otherwise, for code that reads it unwritten
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def enough_memory(advice: str, error: type[Exception] = UserError) -> Iterator[None]:
+    """Turns a device's out-of-memory error into ``error``, one line that ends in advice."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as full:
+        reason = str(full).partition(". ")[0].splitlines()[0]
+        raise error(f"{reason}; {advice}") from None
 
 
 def map_exact(fn: Callable[[A], B], items: Iterable[A], threads: int) -> list[B]:

@@ -72,7 +72,7 @@ def test_a_worker_never_imports_prefect_and_ignores_ctrl_c(pool):
     assert pool.call("os:getpid") == pid
 
 
-@pytest.mark.parametrize(("visible", "pinned"), [(None, "1"), ("4,GPU-abc", "GPU-abc")])
+@pytest.mark.parametrize(("visible", "pinned"), [(None, "1"), ("4, GPU-abc ", "GPU-abc")])
 def test_devices_are_pinned_before_torch(monkeypatch, visible, pinned):
     """What the parent may see is respected: a batch system hands out some of the GPUs."""
     if visible:

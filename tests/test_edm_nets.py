@@ -268,6 +268,20 @@ def test_resampling(kernel, way, taps):
     check(layer(x), conv(expected, *weights, kernel // 2) if kernel else expected)
 
 
+@pytest.mark.parametrize("taps", [WIDE, BOX])
+def test_doubling_is_a_transposed_convolution_without_one(taps):
+    layer = edm_layers.Conv2d(3, 3, 0, INIT, "up", taps)
+    x = inputs()[0].to(memory_format=torch.channels_last)
+    window = 4 * layer.resample_filter.double().repeat(3, 1, 1, 1)
+    transposed = torch.nn.functional.conv_transpose2d
+    expected = transposed(x, window, stride=2, padding=(len(taps) - 1) // 2, groups=3)
+    with torch.profiler.profile() as profile:
+        found = layer(x)
+    assert not [event.name for event in profile.events() if "conv" in event.name]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("taps", [WIDE, BOX, SKEW])
 def test_fused_down(taps):
     layer = rough(edm_layers.Conv2d(3, 5, 3, INIT, "fused_down", taps))

@@ -93,7 +93,7 @@ CHANGES = {
         set(LABELS),
     ),
     "the exactness settings": (
-        "rfpp_core.runtime", "cudnn.allow_tf32 = False", "cudnn.allow_tf32 = True", set(LABELS),
+        "rfpp_core.runtime", "cudnn.allow_tf32 = tf32", "cudnn.allow_tf32 = True", set(LABELS),
     ),
     "the order of images": (
         "rfpp_core.noise", "def permutation(", "def permutation(x=1, *, ", set(LABELS),

@@ -115,3 +115,36 @@ def test_lpips_huber_is_the_paper_s_sum(over_t):
     torch.testing.assert_close(terms["huber"], (1 - t) * losses.pseudo_huber(v, z - x),
                                atol=1e-6, rtol=1e-4)  # fmt: skip
     assert set(terms) == {"lpips", "huber"}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+@pytest.mark.parametrize("make", [
+    lambda: perceptual.LPIPS(None, "average", 32), lambda: perceptual.label_net(3, 4, 0),
+])  # fmt: skip
+def test_in_chunks_value_and_gradient_are_the_same(make, chunk):
+    """And nothing of the net is kept for the backward pass but one image an image."""
+    net, x = make(), images(5, 16)
+    weight = torch.rand(5)
+
+    def run(size):
+        net.chunk = size
+        seen = images(5, 16, seed=1).requires_grad_()
+        distance = net(seen, x)
+        (distance * weight).sum().backward(retain_graph=True)
+        return distance, seen.grad
+
+    plain, gradient = run(0)
+    chunked, same = run(chunk)
+    assert [t.shape for t in chunked.grad_fn.saved_tensors] == [x.shape]
+    assert chunked.grad_fn.next_functions[0][0].name().endswith("AccumulateGrad")
+    torch.testing.assert_close(chunked, plain, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(same, gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()))
+
+
+def test_the_params_choose_the_chunk(tmp_path, monkeypatch):
+    from pipeline import perceptual_net
+
+    monkeypatch.setattr(perceptual_net, "vgg", lambda section: None)
+    cpu, section = torch.device("cpu"), Loss(name="lpips_huber", chunk=4)
+    assert perceptual_net.load(section, None, tmp_path, cpu).chunk == 4
+    assert Loss().chunk == 0

@@ -178,3 +178,29 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     torch.testing.assert_close(back, expected / 127.5 - 1, rtol=0, atol=2e-3)
     found = shards.witness(str(store.path), str(teacher), str(tmp_path / "images.zarr"), 2)
     assert (found.share, found.levels, found.same_machine) == (0.0, 0.0, True)
+
+
+def test_the_witness_is_of_the_noise_that_made_the_images(tmp_path, teacher, monkeypatch):
+    """A device that makes other noise of a seed is found out at commit, not by bad pairs."""
+    flow = load_flow(teacher)
+    store = PairStore.create(tmp_path / "p.zarr", spec_for(flow.digest), 20)
+    made = shards._noise
+    monkeypatch.setattr(shards, "_noise", lambda *args: made(*args) + 1e-6)
+    with pytest.raises(UserError, match="shard 0 makes other noise of seed 7 than this CPU"):
+        shards.make_shard(str(store.path), str(teacher), 0)
+    assert store.committed() == []
+    monkeypatch.setattr(shards, "_noise", made)
+    shards.make_shard(str(store.path), str(teacher), 0)
+    assert PairStore.open(store.path).committed() == [0]
+
+
+def test_a_full_device_names_micro_batch(tmp_path, teacher, monkeypatch):
+    flow = load_flow(teacher)
+    store = PairStore.create(tmp_path / "p.zarr", spec_for(flow.digest), 20)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has")
+
+    monkeypatch.setattr(shards, "draw", full)
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory; lower micro_batch \(now 5\)$"):
+        shards.make_shard(str(store.path), str(teacher), 0)

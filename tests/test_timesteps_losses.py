@@ -85,3 +85,34 @@ def test_stored_and_mixed_couplings():
         assert torch.equal(z[made], noise.normal(5, y[made], (1, 4, 4)))
     share = sum(counts) / (60 * 40)
     assert abs(share - 0.3) < 4 * (0.21 / 2400) ** 0.5
+
+
+def test_antithetic_times_come_with_their_mirror_images():
+    """Uniform still; about half of a batch has 1 - u in it; the same whoever draws which part."""
+    from rfpp_core.noise import Draws
+
+    batch = 2000
+    u = Draws(3, 5, batch).antithetic("t")
+    assert u.min() > 0
+    assert u.max() < 1
+    assert float(u.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(u.var()) == pytest.approx(1 / 12, abs=0.004)
+    mirrored = torch.isin((1 - u).round(decimals=9), u.round(decimals=9))
+    assert float(mirrored.double().mean()) == pytest.approx(0.5, abs=0.05)
+    parts = [Draws(3, 5, batch, at, at + 500).antithetic("t") for at in range(0, batch, 500)]
+    assert torch.equal(torch.cat(parts), u)
+    assert not torch.equal(Draws(3, 6, batch).antithetic("t"), u)
+    plain = Draws(3, 5, batch).uniform("t")
+    assert not torch.isin((1 - plain).round(decimals=9), plain.round(decimals=9)).any()
+
+
+def test_the_root_of_l2():
+    from rfpp_core import build, losses
+    from rfpp_core.params import Loss
+
+    a = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    b = torch.zeros_like(a).requires_grad_()
+    found = build.distance(Loss(name="l2_root"))(b, a)
+    torch.testing.assert_close(found, a.flatten(1).norm(dim=1) / 75**0.5)
+    losses.l2_root(b, torch.zeros_like(a)).sum().backward()
+    assert torch.isfinite(b.grad).all()

@@ -7,7 +7,7 @@ import torch
 from rfpp_core import build, checkpoint, couplings, ema, loader
 from rfpp_core.errors import UserError
 from rfpp_core.params import Reflow
-from rfpp_core.trainer import NonFiniteLoss, TrainConfig, TrainState, train
+from rfpp_core.trainer import NonFiniteLoss, TrainConfig, TrainState, check_share, train
 from tests.conftest import tiny_arch
 
 CPU = torch.device("cpu")
@@ -194,3 +194,91 @@ def test_labels_are_dropped_at_the_asked_rate():
     build.loss(section, couplings.independent)(net, batch, 0, Draws(0, 0, 2000))
     assert float((seen[0] == -1).double().mean()) == pytest.approx(0.3, abs=0.04)
     assert set(seen[0].tolist()) == {-1, 1}
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(100, 4), (64, 64)])
+def test_parts_of_unequal_size_are_refused(monkeypatch, batch, accumulate):
+    """50 images in 4 parts would be 5 parts, with gradients 1.25 times too large."""
+    config = TrainConfig(seed=0, steps=1, batch=batch, lr=1.0, accumulate=accumulate, log_every=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = rf"{batch // 2} images for each of 2 processes, .* of accumulate \({accumulate}\)"
+    with pytest.raises(UserError, match=said):
+        next(train(TrainState(torch.nn.Linear(3, 3), config, CPU), [], lambda *_: {}, config))
+    check_share(dataclasses.replace(config, batch=4 * accumulate), 2)
+
+
+def test_gradients_of_another_layout_make_the_same_update():
+    """Fused Adam walks memory: a gradient laid out otherwise would update other weights."""
+    plain, _ = run()
+    hooked = TrainState.__init__
+
+    def start(self, *args):
+        hooked(self, *args)
+        for p in self.net.parameters():
+            p.register_post_accumulate_grad_hook(
+                lambda p: setattr(p, "grad", p.grad.contiguous().clone())
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainState, "__init__", start)
+        other, _ = run()
+    kernels = [p for p in other.net.parameters() if p.dim() == 4]
+    assert any(p.stride() != p.contiguous().stride() for p in kernels)
+    for name, tensor in plain.net.state_dict().items():
+        torch.testing.assert_close(other.net.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def square_but(bad):
+    """A loss of a linear net whose gradient overflows in some steps."""
+
+    def loss(net, batch, step, draws):
+        term = net(batch.x).square().sum(1)
+        return {"square": term * (1e38 if step in bad else 1.0) * (1e38 if step in bad else 1.0)}
+
+    return loss
+
+
+SKIPS = pytest.mark.parametrize("how", [{"precision": "fp16"}, {"nonfinite": "skip"}])
+
+
+def skipping(how, bad, steps=30):
+    torch.manual_seed(0)
+    config = TrainConfig(seed=0, steps=steps, batch=4, lr=0.1, log_every=10, **how)
+    state = TrainState(torch.nn.Linear(3, 3), config, CPU)
+    batch = couplings.Batch(torch.randn(4, 3), torch.arange(4), None)
+    return state, train(state, [batch] * steps, square_but(bad), config)
+
+
+@SKIPS
+def test_an_update_that_overflows_is_skipped(how):
+    state, reports = skipping(how, {3, 4, 17})
+    reports = list(reports)
+    assert state.step == 30
+    slots = state.optimizer.state_dict()["state"][0]
+    assert float(slots["step"]) == 27
+    assert all(torch.isfinite(p).all() for p in state.net.parameters())
+    losses = [report.terms["square"] for report in reports]
+    assert losses[0] > losses[1] > losses[2] > 0
+    if state.scaler.is_enabled():
+        assert state.scaler.get_scale() == 65536 / 8
+
+
+@SKIPS
+def test_many_skips_in_a_row_end_the_run(how):
+    _, reports = skipping(how, set(range(5, 25)))
+    with pytest.raises(NonFiniteLoss, match=r"20 updates in a row .* between steps 20 and 30"):
+        list(reports)
+    _, reports = skipping(how, set(range(30)) - {0, 15})
+    assert len(list(reports)) == 3
+
+
+def test_without_skipping_one_is_enough():
+    _, reports = skipping({}, {3})
+    with pytest.raises(NonFiniteLoss, match="between steps 0 and 10"):
+        list(reports)
+
+
+def test_published_warm_up_starts_at_zero_and_stays_a_step_short():
+    config = TrainConfig(seed=0, steps=9, batch=1, lr=2.0, warmup=4, warmup_from_zero=True)
+    assert [config.lr_at(i) for i in range(6)] == [0.0, 0.5, 1.0, 1.5, 1.5, 1.5]
+    assert dataclasses.replace(config, warmup=0).lr_at(0) == 2.0

@@ -90,9 +90,7 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample == "up":
-            window = 4 * self._window(x)  # of four output pixels, three are filled from zeros
-            groups = len(window)
-            x = F.conv_transpose2d(x, window, stride=2, padding=self.margin, groups=groups)
+            x = double(x, self._taps(x))
         elif self.resample == "down":
             x = self._halve(x, self.margin)
         if self.weight is None or self.bias is None:
@@ -103,12 +101,46 @@ class Conv2d(nn.Module):
         return x + self.bias.to(x.dtype)[:, None, None]
 
     def _halve(self, x: Tensor, padding: int) -> Tensor:
-        return F.conv2d(x, self._window(x), stride=2, padding=padding, groups=x.shape[1])
-
-    def _window(self, x: Tensor) -> Tensor:
-        """The filter (C, 1, n, n), one copy for each channel of x."""
         assert self.resample_filter is not None
-        return self.resample_filter.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
+        window = self.resample_filter.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
+        return F.conv2d(x, window, stride=2, padding=padding, groups=x.shape[1])
+
+    def _taps(self, x: Tensor) -> Tensor:
+        """The filter (n,) whose outer product with itself is ``resample_filter``."""
+        assert self.resample_filter is not None
+        return self.resample_filter[0, 0].sum(0).to(x.dtype)
+
+
+def double(x: Tensor, taps: Tensor) -> Tensor:
+    """Puts a zero after every pixel and filters both sides by 2 taps (n,): (B, C, H, W) ->
+    (B, C, 2 H, 2 W), each half of the pixels by every other tap.
+
+    A transposed convolution does the same, but on CUDA it is not deterministic, and compiled for
+    channels last it may fail or return its gradient in another layout.
+    """
+    margin = (len(taps) - 1) // 2
+    x = x.permute(0, 2, 3, 1)  # so that pixels are interleaved without leaving channels last
+    for dim in (1, 2):
+        size, padded = x.shape[dim], _padded(x, dim, margin)
+        halves: list[Tensor] = []
+        for odd in (0, 1):  # pixel 2 j + odd sees tap k of pixel j + (odd + margin - k) / 2
+            seen = range((odd + margin) % 2, len(taps), 2)
+            slices = [padded.narrow(dim, margin + (odd + margin - k) // 2, size) for k in seen]
+            halves.append(_weighted(2 * taps[seen.start :: 2], slices))
+        x = torch.stack(halves, dim + 1).flatten(dim, dim + 1)
+    return x.permute(0, 3, 1, 2)
+
+
+def _padded(x: Tensor, dim: int, n: int) -> Tensor:
+    """Zeros before and after one dimension of a tensor of four."""
+    return F.pad(x, (0, 0) * (3 - dim) + (n, n)) if n else x
+
+
+def _weighted(weights: Tensor, slices: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * slices[0]
+    for weight, part in zip(weights[1:].unbind(), slices[1:], strict=True):
+        total = total + weight * part
+    return total
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
