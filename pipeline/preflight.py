@@ -15,9 +15,10 @@ import torch
 
 from pipeline import generate, perceptual_net, prepare, stage
 from rfpp_core import build, files, inception, perceptual, runtime
+from rfpp_core.decode import CorruptImage, Pixels, shown
 from rfpp_core.errors import UserError
 from rfpp_core.params import Params, Training, load
-from rfpp_core.sources import CorruptImage, Source
+from rfpp_core.sources import Source
 from rfpp_core.zarr_io import check_shard
 
 DONE = Path("data/preflight.txt")
@@ -39,7 +40,7 @@ def problems(config: Params) -> Iterator[str]:
     """A line for each thing that the run lacks."""
     yield from _failures(runtime.device)
     sources: list[Source] = []
-    yield from _failures(lambda: sources.append(prepare.source_of(config.dataset)))
+    yield from _failures(lambda: sources.append(prepare.source_or_prepared(config.dataset)))
     if sources:
         yield from _of_images(config, sources[0])
     if any(name.startswith("inception") for name in config.features.nets):
@@ -65,15 +66,16 @@ def trainings(config: Params) -> list[tuple[Training, str]]:
 def _of_images(config: Params, source: Source) -> Iterator[str]:
     if not source.classes:
         yield from _without_labels(config)
+    elif len(source.classes) == 1 and "classifier" in config.features.nets:
+        yield ("all images have one label, which teaches the classifier of features.nets nothing; "
+               "use inception or pixels, or give more classes")  # fmt: skip
+    held_out = prepare.held_out_of(config.dataset, source)
+    labels = source.labels[~held_out], source.labels[held_out]
+    yield from prepare.problems(config, source, *labels)
     try:
-        shape = source.load(0).shape
+        shape = _first(source, config.dataset.skip_corrupt).shape
     except UserError as error:
         yield str(error)
-        return
-    except CorruptImage as error:
-        if not config.dataset.skip_corrupt:
-            yield f"{source.keys[0]} is not a readable image ({error}); remove it or set " \
-                  f"dataset.skip_corrupt: true"  # fmt: skip
         return
     classes = len(source.classes) or int(config.network.conditional)
 
@@ -94,6 +96,17 @@ def _of_images(config: Params, source: Source) -> Iterator[str]:
         if used:
             yield from _failures(partial(check_shard, shape, made.shard))
     yield from _disk(config, int(torch.Size(shape).numel()), len(source.keys))
+
+
+def _first(source: Source, skip_corrupt: bool) -> Pixels:
+    """The first image; of corrupt ones that are to be skipped, at most ten are passed over."""
+    for i, name in enumerate(source.keys[: 10 if skip_corrupt else 1]):
+        try:
+            return source.load(i)
+        except CorruptImage as error:
+            why = f"{shown(name)} is not a readable image ({error})"
+    raise UserError(f"{why}, nor are those after it; mend or remove them" if skip_corrupt else
+                    f"{why}; remove it or set dataset.skip_corrupt: true")  # fmt: skip
 
 
 def _without_labels(config: Params) -> Iterator[str]:

@@ -63,7 +63,6 @@ def run() -> None:
     torch.set_num_threads(2)  # the same net whatever the machine's number of cores
     document: dict[str, Any] = {
         "features": described(section),
-        "nets": list(section.nets),
         "shape": about["shape"],
         "classes": about["classes"],
         "images": about["digest"],
@@ -244,7 +243,7 @@ class Reference:
         section = config.features
         tensors, about, _ = checkpoint.load(NET, "dvc repro reference")
         if about.get("features") != described(section):
-            have = about.get("nets") or ["other nets"]
+            have = (about.get("features") or {}).get("nets", params.Features().nets)
             raise UserError(
                 f"{NET} is of {', '.join(have)}, made with other features params than "
                 f"now ({', '.join(section.nets)}); run `dvc repro reference`"

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rfpp_core import files, sources
+from rfpp_core import files
+from rfpp_core.decode import CorruptImage, decode
 from rfpp_core.errors import UserError
 from rfpp_core.importing import EDM_START
+from rfpp_core.listing import unzip
 from rfpp_core.noise_check import NoiseCheck
 from rfpp_core.pair_spec import Pairs, PairSpec
 from rfpp_core.pairs import PairStore
@@ -49,8 +51,9 @@ class Archive:
         for path in (images, noises):
             if not path.is_file():
                 raise UserError(f"{path} is missing; it must be a zip of the official pair format")
-        names, self._noise = sources.unzip(noises, (".bin",))
-        pictures, self._image = sources.unzip(images)
+        noise_files, image_files = unzip(noises, (".bin",)), unzip(images)
+        names, self._noise = noise_files.names, noise_files.read
+        pictures, self._image = image_files.names, image_files.read
         of_stem = {PurePosixPath(name).with_suffix(""): name for name in pictures}
         self.noises, self.path = names, noises
         stems = [PurePosixPath(name).with_suffix("") for name in names]
@@ -71,8 +74,8 @@ class Archive:
     def image(self, i: int) -> NDArray[np.uint8]:
         """uint8 (C, H, W), RGB."""
         try:
-            return sources.decode(self._image(self.images[i]), 3, None)
-        except sources.CorruptImage as error:
+            return decode(self._image(self.images[i]), 3, None)
+        except CorruptImage as error:
             raise UserError(f"{self.images[i]} is not a readable image ({error})") from None
 
     def noise(self, i: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

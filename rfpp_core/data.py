@@ -15,9 +15,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from rfpp_core.decode import CorruptImage, Pixels, shown
 from rfpp_core.errors import Damaged, UserError
 from rfpp_core.shelf import MEMORY, Shelf, flush
-from rfpp_core.sources import CorruptImage, Source
+from rfpp_core.sources import Source
 from rfpp_core.zarr_io import create_array, open_group
 
 Split = Literal["train", "held_out"]
@@ -46,6 +47,30 @@ def count(path: Path, part: Split) -> int:
     """How many images a split has."""
     group: Any = open_group(path, "dvc repro prepare")[part]
     return int(group["images"].shape[0])
+
+
+def labels(path: Path, part: Split) -> NDArray[np.integer[Any]]:
+    """The labels (N,) of a split."""
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    found: NDArray[np.integer[Any]] = group["labels"][:]
+    return found
+
+
+def as_source(path: Path) -> Source:
+    """The images of a store as a source: the training split, then the held-out one."""
+    parts: tuple[Split, Split] = ("train", "held_out")
+    given = [labels(path, part).astype(np.int64) for part in parts]
+    n = len(given[0])
+
+    def load(i: int) -> Pixels:
+        part, k = (parts[0], i) if i < n else (parts[1], i - n)
+        pixels: Pixels = read_some(path, part, slice(k, k + 1)).images[0]
+        return pixels
+
+    together = np.concatenate(given)
+    keys = [str(i) for i in range(len(together))]
+    held_out = np.arange(len(together)) >= n
+    return Source(keys, together, about(path)["class_names"], load, held_out)
 
 
 def read(path: Path, part: Split, shelf: Shelf = MEMORY) -> Images:
@@ -108,7 +133,7 @@ def write(
     source: Source,
     held_out: NDArray[np.bool_],
     skip_corrupt: bool = False,
-    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    watch: Callable[[list[int]], Iterable[int]] = iter,
     **about: Any,
 ) -> list[str]:
     """Decodes a source into an image store, a chunk in memory at a time.
@@ -136,7 +161,7 @@ def write(
             try:
                 pixels = source.load(i)
             except CorruptImage as error:
-                corrupt.append(f"{source.keys[i]}: {error}")
+                corrupt.append(f"{shown(source.keys[i])}: {error}")
                 continue
             if writer is None:
                 shape = pixels.shape
@@ -148,9 +173,8 @@ def write(
         elif not corrupt:
             raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
                             f"change dataset.held_out")  # fmt: skip
-    whole = "train" in group and "held_out" in group
-    if corrupt and not (skip_corrupt and whole):
-        _refuse(corrupt)
+    if corrupt and not (skip_corrupt and len(splits) == 2):
+        _refuse(corrupt, skip_corrupt)
     group.attrs["rfpp"] = {
         **about,
         "shape": list(shape),
@@ -162,9 +186,12 @@ def write(
     return corrupt
 
 
-def _refuse(corrupt: list[str]) -> None:
-    shown = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
-    raise UserError(f"{len(corrupt)} corrupt image(s) ({shown}); mend them or set "
+def _refuse(corrupt: list[str], skipped: bool) -> None:
+    some = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
+    if skipped:
+        raise UserError(f"{len(corrupt)} corrupt image(s) ({some}) leave a split empty; mend them "
+                        f"or give more images")  # fmt: skip
+    raise UserError(f"{len(corrupt)} corrupt image(s) ({some}); mend them or set "
                     f"dataset.skip_corrupt: true")  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def check(tmp_path, monkeypatch, capsys):
     return run
 
 
-FOLDER = {"dataset__name": "folder", "dataset__resolution": 8}
+FOLDER = {"dataset__name": "folder", "dataset__resolution": 8, "dataset__held_out": 0.5,
+          "pretrain__batch": 2, "evaluate__neighbours": 1}  # fmt: skip
 VGG = ("vgg16-397923af.pth", "download.pytorch.org", "loss.vgg_path", "no network")
 INCEPTION = ("inception-2015-12-05.pt", "nvlabs", "features.inception_path", "no network")
 
@@ -73,7 +74,7 @@ def test_all_is_there(check, tmp_path):
         ),
         (
             {**FOLDER, "dataset__path": "flat", "dataset__labels": "labels.csv"},
-            ["labels.csv has no label for 1 of 2 images", "b.png"],
+            ["labels.csv has no label for 3 of 4 images", "b.png"],
         ),
         ({**FOLDER, "dataset__path": "wide", "dataset__resolution": None}, ["14x12 pixels"]),
         ({**FOLDER, "dataset__path": "set", "dataset__resolution": 9}, ["a multiple of 2", "9x9"]),
@@ -86,9 +87,9 @@ def test_all_is_there(check, tmp_path):
 )  # fmt: skip
 def test_one_thing_is_one_line(check, tmp_path, changes, said):
     tree(tmp_path / "set", CLASSES)
-    tree(tmp_path / "flat", ["a.png", "b.png"])
-    tree(tmp_path / "wide", ["a/0.png", "b/0.png"], side=(14, 12))
-    tree(tmp_path / "bad", ["a/0.png", "b/0.png"])
+    tree(tmp_path / "flat", ["a.png", "b.png", "c.png", "d.png"])
+    tree(tmp_path / "wide", ["a/0.png", "b/0.png", "a/1.png", "b/1.png"], side=(14, 12))
+    tree(tmp_path / "bad", ["a/0.png", "b/0.png", "a/1.png", "b/1.png"])
     (tmp_path / "bad/a/0.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
     (tmp_path / "labels.csv").write_text("a.png,cat\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfpp_core import data, sources
+from rfpp_core import data, decode, sources
 from rfpp_core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -83,8 +83,8 @@ def test_labels_from_a_csv(tmp_path):
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
 def test_formats_and_channels(form):
     data = picture((20, 16), "L", form)
-    assert sources.decode(data, 1, 8).shape == (1, 8, 8)
-    assert sources.decode(data, 3, 8).shape == (3, 8, 8)
+    assert decode.decode(data, 1, 8).shape == (1, 8, 8)
+    assert decode.decode(data, 3, 8).shape == (3, 8, 8)
 
 
 def test_resizing_is_antialiased_and_cuts_the_centre():
@@ -92,7 +92,7 @@ def test_resizing_is_antialiased_and_cuts_the_centre():
     stripes[:, 32:96:2] = 255  # the centre square alternates: its mean is grey
     buffer = io.BytesIO()
     Image.fromarray(stripes).save(buffer, "PNG")
-    small = sources.decode(buffer.getvalue(), 1, 8)
+    small = decode.decode(buffer.getvalue(), 1, 8)
     assert small[0, :, 2:6].min() > 100
     assert small[0, :, 2:6].max() < 155
 
@@ -101,14 +101,14 @@ def test_resizing_is_antialiased_and_cuts_the_centre():
     "bad", [b"", b"not an image", picture()[:60], picture(form="JPEG")[:300], b"\x89PNG\r\n\x1a\n"]
 )
 def test_corrupt_images_are_said_to_be_corrupt(bad):
-    with pytest.raises(sources.CorruptImage):
-        sources.decode(bad, 3, 8)
+    with pytest.raises(decode.CorruptImage):
+        decode.decode(bad, 3, 8)
 
 
 def test_an_image_bomb_is_corrupt(monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIXELS", 100)
-    with pytest.raises(sources.CorruptImage, match="12x12 pixels are too many"):
-        sources.decode(picture(), 3, 8)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    with pytest.raises(decode.CorruptImage, match="12x12 pixels are too many"):
+        decode.decode(picture(), 3, 8)
 
 
 def test_corrupt_images_stop_the_set_unless_skipped(tmp_path):
@@ -143,7 +143,7 @@ def test_other_sizes_need_a_resolution(tmp_path):
     with pytest.raises(UserError, match=r"c.png is 10x10 pixels, not 12x12 .*dataset.resolution"):
         source.load(2)
     with pytest.raises(UserError, match=r"10x8 pixels; set dataset.resolution"):
-        sources.decode(picture((10, 8)), 3, None)
+        decode.decode(picture((10, 8)), 3, None)
 
 
 @pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "x/../../a.png", "..\\a.png"])
