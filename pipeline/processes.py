@@ -1,8 +1,9 @@
 """A training over several processes of this machine: ``RFPP_PROCESSES``.
 
-This process becomes the first of them and starts the others with the environment that torchrun
-would set; on several machines torchrun itself starts them all (``torchrun ... -m pipeline.reflow
-2``).  The others die with the first, and the first stops when one of them dies.
+This process becomes their launcher: it starts them with the environment that torchrun would set,
+waits, and does nothing else.  On several machines torchrun itself starts them all (``torchrun ...
+-m pipeline.reflow 2``).  A process that fails leaves its error in a file (``stage.hand_over``);
+the launcher prints the first and ends the others, which die with it, too.
 """
 
 from __future__ import annotations
@@ -13,41 +14,92 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline import stage
+from rfpp_core.errors import UserError
+
+POLL = 0.05  # seconds
 
 
 def spread() -> None:
-    """Starts the other processes, if there are to be several and this is not one of them."""
+    """Starts the processes of a training, if there are to be several and this is not one of them;
+    then it does not return, but exits as they did."""
     count = int(stage.env_number("RFPP_PROCESSES", 1, least=1))
     if "RANK" in os.environ:  # torchrun leaves its workers behind when it is killed
         die_with_parent()
-    if count == 1 or "RANK" in os.environ:
-        return
-    port = str(free_port())
-    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    elif count > 1:
+        sys.exit(launch(count))
+
+
+def launch(count: int) -> int:
+    """Runs this command in ``count`` processes and returns the exit code.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, which the processes ignore; they are ended before.
+        UserError: if one is killed, or ends without a word.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ranks: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="rfpp-") as folder:
+        try:
+            ranks.extend(_start(count, folder))
+            _wait(ranks, Path(folder))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is to be said is known
+            return _outcome([rank.poll() for rank in ranks], Path(folder))
+        finally:
+            for rank in ranks:
+                rank.kill()
+            for rank in ranks:
+                rank.wait()
+
+
+def _start(count: int, folder: str) -> Iterator[subprocess.Popen[bytes]]:
     module = sys.modules["__main__"].__spec__
     assert module is not None
     command = [sys.executable, "-m", module.name, *sys.argv[1:]]
-    others = []
-    for rank in range(1, count):
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(free_port()), "RFPP_ERRORS": folder}  # fmt: skip
+    for rank in range(count):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        others.append(
-            subprocess.Popen(command, env=os.environ | place, preexec_fn=die_with_parent)
-        )
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
-    for other in others:
-        threading.Thread(target=_watch, args=(other,), daemon=True).start()
+        yield subprocess.Popen(command, env=os.environ | shared | place, preexec_fn=_belong)
 
 
-def _watch(other: subprocess.Popen[bytes]) -> None:
-    """Without one process the others would wait for it for ever."""
-    if code := other.wait():
-        if code not in (2, 130):  # those the first process says itself
-            print(f"rfpp: a training process died (exit code {code}); run the same command again "
-                  f"to go on", file=sys.stderr, flush=True)  # fmt: skip
-        os.kill(os.getpid(), signal.SIGINT if code == 130 else signal.SIGTERM)
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Until all are done, or one has failed: without it the others would wait for ever."""
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.poll() for rank in ranks) or _errors(folder):
+            return
+        time.sleep(POLL)
+
+
+def _errors(folder: Path) -> list[Path]:
+    """The files of errors, first things first."""
+    return sorted(path for path in folder.iterdir() if path.suffix != ".partial")
+
+
+def _outcome(codes: list[int | None], folder: Path) -> int:
+    """Prints the first error and returns the exit code."""
+    if killed := [code for code in codes if code and code < 0]:  # before any was ended here
+        name = signal.Signals(-killed[0]).name
+        raise UserError(f"a training process was killed ({name}); run the same command again to "
+                        f"go on")  # fmt: skip
+    if errors := _errors(folder):
+        print(errors[0].read_text(), end="", file=sys.stderr, flush=True)
+        return int(errors[0].name.rpartition("-")[2])
+    if failed := [code for code in codes if code]:
+        raise UserError(f"a training process ended with exit code {failed[0]}; run the same "
+                        f"command again to go on")  # fmt: skip
+    return 0
+
+
+def _belong() -> None:
+    """What a process of the launcher does before anything else."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def die_with_parent() -> None:

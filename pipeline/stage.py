@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,13 +39,13 @@ def main(run: Callable[..., None], *names: str) -> None:
     try:
         if len(sys.argv) != 1 + len(names):
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if "RFPP_ERRORS" not in os.environ:  # the launcher alone is interrupted
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         library_caches()
         run(*sys.argv[1:])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
     except UserError as error:
         distrust(error)
-        _first_cause(error)
         _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
@@ -52,8 +53,9 @@ def main(run: Callable[..., None], *names: str) -> None:
             _complain("interrupted; run the same command again to go on")
         sys.exit(130)
     except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
-        _first_cause(error)
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            if hand_over(traceback.format_exc(), 1):
+                sys.exit(1)
             raise
         _complain(f"{one_line(error)}; what is whole is kept, free some space and run the same "
                   f"command again to go on")  # fmt: skip
@@ -72,15 +74,24 @@ def distrust(error: UserError) -> None:
 
 
 def _complain(line: str) -> None:
-    print(f"rfpp: {line}", file=sys.stderr, flush=True)
+    if not hand_over(f"rfpp: {line}\n", 2):
+        print(f"rfpp: {line}", file=sys.stderr, flush=True)
 
 
-def _first_cause(error: Exception) -> None:
-    """Of several processes of a training lets the one speak that failed first, which ends the
-    others: those that fail alike or after it are gone before their turn comes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        after = any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
-        time.sleep(4 if after else 2 if os.environ["RANK"] != "0" else 0)
+def hand_over(text: str, code: int) -> bool:
+    """Gives an error to the launcher of a training's processes, which prints the first of them;
+    False if there is none.  The name of the file says when it was, and the exit code."""
+    folder = os.environ.get("RFPP_ERRORS")
+    if folder is None:
+        return False
+    name = f"{time.monotonic_ns():020d}-{code}"
+    try:
+        part = Path(folder, f"{name}.partial")
+        part.write_text(text)
+        part.rename(Path(folder, name))
+    except OSError:
+        return False
+    return True
 
 
 def entry(entries: Mapping[str, Entry], name: str, what: str) -> Entry:

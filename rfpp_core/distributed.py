@@ -8,6 +8,7 @@ here does anything.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -39,7 +40,11 @@ def here() -> Rank:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[Rank]:
-    """Joins the processes for as long as the block runs."""
+    """Joins the processes for as long as the block runs.
+
+    After an error they are not left in order: that could wait for those that wait for this one,
+    and would make their errors the first to be seen.
+    """
     rank = here()
     if rank.world == 1:
         yield rank
@@ -47,10 +52,8 @@ def group(device: torch.device) -> Iterator[Rank]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield rank
-    finally:
-        dist.destroy_process_group()
+    yield rank
+    dist.destroy_process_group()
 
 
 def tell(value: Any) -> Any:
@@ -83,7 +86,9 @@ def parallel(net: nn.Module, device: torch.device) -> nn.Module:
     if here().world == 1:
         return net
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():  # newer torch has another name for the last argument
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
 
 
 def unsynchronised(net: nn.Module, whole: bool) -> AbstractContextManager[None]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch, as pipeline/__init__ does
+
 import pytest
 import torch
 from filelock import FileLock

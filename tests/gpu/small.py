@@ -1,0 +1,55 @@
+"""Small networks, sets and trainings that the tests here share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from rfpp_core import build, couplings, loader
+from rfpp_core.params import Network, Reflow
+from rfpp_core.trainer import TrainState, train
+
+SHAPE = (3, 16, 16)
+NETS = {
+    "small_unet": Network(channels=16, attention=1),
+    "ncsnpp": Network(arch="ncsnpp", channels=16, attention_resolutions=(8,)),
+    "ddpmpp": Network(arch="ddpmpp", channels=16, attention_resolutions=(8,)),
+    "adm": Network(arch="adm", channels=64, multipliers=(1, 1), attention_resolutions=(8,),
+                   augment=0),
+}  # fmt: skip
+SECTION = Reflow(steps=12, batch=8, lr=4e-3, warmup=0, decay="constant", log_every=3, threads=1)
+
+
+def images(n=16):
+    """Blobs of colour, uint8 (n, 3, 16, 16)."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return (255 * torch.nn.functional.interpolate(coarse, SHAPE[1])).to(torch.uint8)
+
+
+def architecture(arch):
+    return build.architecture(NETS[arch], SHAPE, 0)
+
+
+def start(arch, section, device, seed=0):
+    field = build.field(architecture(arch), section.dropout, seed)
+    return TrainState(field, build.train_config(section, 5), device)
+
+
+def go(state, section, until=None, coupling=couplings.independent, data=None):
+    """Trains a state to a step; its reports."""
+    data = images() if data is None else data
+    config = dataclasses.replace(build.train_config(section, 5), steps=section.steps)
+    source = loader.batches(
+        loader.place(data, state.device), None, section.batch, 1, state.device, state.step
+    )
+    reports = []
+    for report in train(state, source, build.loss(section, coupling), config):
+        reports.append(report)
+        if report.step == until:
+            break
+    return reports
+
+
+def with_(**changes):
+    return SECTION.model_copy(update=changes)

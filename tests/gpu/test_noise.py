@@ -1,0 +1,41 @@
+"""A draw has the same bits on every device, and a shard's witness is of the device's noise."""
+
+import numpy as np
+import torch
+
+from rfpp_core import noise
+from rfpp_core.noise import Draws
+from rfpp_core.pair_spec import Pairs
+from rfpp_core.pairs import PairStore
+from tests.conftest import spec_for
+
+INDEX = torch.tensor([0, 1, 2, 1000, 2**20 + 1, 2**40 + 7])
+
+
+def test_noise_is_that_of_the_cpu(device):
+    many = torch.arange(3000)
+    for index in (INDEX, many):
+        there = index.to(device)
+        for key in (0, 7, 2**63 + 11):
+            assert torch.equal(noise.normal(key, there, (3, 5, 7)).cpu(),
+                               noise.normal(key, index, (3, 5, 7)))  # fmt: skip
+            assert torch.equal(noise.uniform(key, there).cpu(), noise.uniform(key, index))
+            assert torch.equal(noise.labels(key, there, 10).cpu(), noise.labels(key, index, 10))
+
+
+def test_the_draws_of_a_step_are_those_of_the_cpu(device):
+    here, there = Draws(3, 9, 32, 8, 24), Draws(3, 9, 32, 8, 24, device)
+    assert torch.equal(
+        there.normal("coupling", (3, 4, 4)).cpu(), here.normal("coupling", (3, 4, 4))
+    )
+    assert torch.equal(there.uniform("t").cpu(), here.uniform("t"))
+    assert torch.equal(there.antithetic("t").cpu(), here.antithetic("t"))
+
+
+def test_the_witness_of_a_shard_is_the_device_s_noise(device, tmp_path):
+    spec = spec_for()
+    store = PairStore.create(tmp_path / "p.zarr", spec, 20)
+    z = spec.z(spec.index(0, 5).to(device))[0].cpu().numpy()
+    pairs = Pairs(np.zeros((20, 1, 8, 8), np.uint8), np.full(20, -1, np.int16), None)
+    store.commit(0, pairs, z)
+    assert PairStore.open(store.path).committed() == [0]

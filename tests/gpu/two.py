@@ -1,0 +1,43 @@
+"""One of two processes that train together: ``-m tests.gpu.two DEVICE OUT``."""
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from rfpp_core import build, checkpoint, couplings, distributed, loader, runtime
+from rfpp_core.trainer import train
+from tests.gpu.small import images, start, with_
+
+
+@contextmanager
+def group(device):
+    """NCCL where each has a card of its own; gloo where they share one, which NCCL refuses."""
+    if device.type == "cpu" or torch.cuda.device_count() > 1:
+        with distributed.group(device) as rank:
+            yield rank
+        return
+    dist.init_process_group("gloo")
+    yield distributed.here()
+    dist.destroy_process_group()
+
+
+def main(kind, out):
+    shared = kind == "cuda" and torch.cuda.device_count() == 1
+    device = torch.device("cuda:0") if shared else runtime.device()
+    torch.set_num_threads(1)
+    runtime.exact_training(device)
+    section = with_(accumulate=2, steps=6)
+    with group(device) as rank:
+        state = start("ncsnpp", section, device)
+        config = build.train_config(section, 5)
+        source = loader.batches(images(), None, section.batch, 1, device, 0, rank)
+        list(train(state, source, build.loss(section, couplings.independent), config))
+        if rank.first:
+            checkpoint.save(Path(out), state.net.state_dict(), {})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
