@@ -178,20 +178,35 @@ def _walk(root: Path, sieve: _Sieve) -> Iterator[str]:
         try:
             status = os.stat(root / folder)
             with os.scandir(root / folder) as found:
-                entries = [(folder / entry.name, entry.is_dir()) for entry in found]
+                entries = list(found)
         except OSError as error:
             raise _unreadable(where, error) from None
         first = seen.setdefault((status.st_dev, status.st_ino), where)
         if first != where:
             raise UserError(f"{shown(where)} and {shown(first)} are one folder, by a link; remove "
                             f"the link")  # fmt: skip
-        queue += [name for name, is_folder in entries if is_folder and not sieve.hides(name)]
-        files = (name for name, is_folder in entries if not is_folder and sieve.takes(name))
-        yield from (_checked(root, name) for name in files)
+        for entry in entries:
+            name = folder / entry.name
+            if sieve.hides(name):
+                continue
+            if _is_folder(entry):
+                queue.append(name)
+                continue
+            if entry.is_symlink():  # to nothing, it may have been one to a folder
+                _check_file(root, name)
+            if sieve.takes(name):
+                _check_file(root, name)
+                yield str(name)
 
 
-def _checked(root: Path, name: PurePosixPath) -> str:
-    """The name of a file that can be opened."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _check_file(root: Path, name: PurePosixPath) -> None:
     try:
         str(name).encode()
         regular = stat.S_ISREG(os.stat(root / name).st_mode)
@@ -205,7 +220,6 @@ def _checked(root: Path, name: PurePosixPath) -> str:
         raise UserError(f"{shown(name)} is no regular file; remove it")
     if not os.access(root / name, os.R_OK):
         raise _unreadable(str(name), PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-    return str(name)
 
 
 def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:

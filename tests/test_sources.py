@@ -1,15 +1,19 @@
 """Folders and archives of strangers: read, split, labelled, or refused in one line."""
 
 import io
+import json
+import os
 import pickle
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rfpp_core import data, decode, sources
+from rfpp_core import data, decode, listing, sources
 from rfpp_core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -164,6 +168,323 @@ def test_what_is_not_there(tmp_path):
         sources.folder(tmp_path / "nowhere", 3, None)
     with pytest.raises(UserError, match="holds no images"):
         sources.folder(tmp_path, 3, None)
+
+
+def label_names(source):
+    return {
+        key: source.classes[label] if label >= 0 else None
+        for key, label in zip(source.keys, source.labels.tolist(), strict=True)
+    }
+
+
+NVLABS = ["00000/img00000000.png", "00000/img00000001.png", "00001/img00000002.png"]
+
+
+@pytest.mark.parametrize("make", [tree, zipped])
+@pytest.mark.parametrize("wrapper", ["", "set/"])
+@pytest.mark.parametrize("numbers", [(6, 0, 6), None])
+def test_labels_of_nvlabs_tool(tmp_path, make, wrapper, numbers):
+    rows = numbers and [[name, label] for name, label in zip(NVLABS, numbers, strict=True)]
+    path = make(tmp_path / "set.zip", [wrapper + name for name in NVLABS])
+    document = json.dumps({"labels": rows})
+    if make is tree:
+        (path / wrapper / "dataset.json").write_text(document)
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{wrapper}dataset.json", document)
+    source = sources.folder(path, 3, None)
+    assert [key.removeprefix(wrapper) for key in source.keys] == NVLABS
+    assert source.labels.tolist() == ([1, 0, 1] if numbers else [-1] * 3)
+    assert list(source.classes) == (["0", "6"] if numbers else [])
+    assert not source.ignored
+    assert sources.folder(path, 3, None, None).labels.tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"labels": [["00000/img00000000.png", 1]]}', "no label for 2 of 3 images .* the first"),
+        ('{"labels": [["00000/img00000000.png", [0.5, 1]]]}', "class number from 0"),
+        ('{"labels": {"a": 1}}', "class number from 0"),
+        ('{"labels": [["a", 1], ["a", 2]]}', "gives a the labels 1 and 2; keep one"),
+        ('{"labels": [', "no readable JSON"),
+        ("[" * 100_000, "no readable JSON"),
+        ("\ufeff" + '{"labels": [["a", -1]]}', "class number from 0"),
+    ],
+)
+def test_labels_of_nvlabs_tool_that_do_not_fit(tmp_path, text, said):
+    path = tree(tmp_path / "set", NVLABS)
+    (path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=rf"^dataset.json .*{said}"):
+        sources.folder(path, 3, None)
+
+
+def test_another_dataset_json_is_just_a_file(tmp_path):
+    path = tree(tmp_path / "set", CLASSES)
+    (path / "dataset.json").write_text('{"info": "x"}')
+    source = sources.folder(path, 3, None)
+    assert (list(source.classes), source.ignored) == (["cat", "dog"], {".json": 1})
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("train", "test"), ("train", "val"), ("training", "validation"), ("train", "valid"),
+     ("Train", "Test"), ("TRAIN", "held_out"), ("train", "val", "test")],
+)  # fmt: skip
+def test_everything_but_train_is_held_out(tmp_path, parts):
+    names = [f"{part}/{name}" for part in parts for name in CLASSES]
+    source = sources.folder(tree(tmp_path / "set", names), 3, None)
+    assert list(source.classes) == ["cat", "dog"]
+    assert [not key.startswith(parts[0]) for key in source.keys] == source.held_out.tolist()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], "train, test look .* but extra lies"),
+        (["train/a/1.png", "test/a/1.png", "x.png"], "train, test look .* but x.png lies"),
+        (["val/a/1.png", "test/a/1.png"], "without its training part"),
+        (["cat/1.png", "dog/1.png", "x.png"], r"x.png lies beside the class folders cat, dog"),
+        (["train/cat/1.png", "train/dog/1.png", "test/1.png"], "1.png lies beside the class fold"),
+    ],
+)
+def test_folders_that_could_be_read_both_ways_are_refused(tmp_path, names, said):
+    path = tree(tmp_path / "set", names)
+    with pytest.raises(UserError, match=said):
+        sources.folder(path, 3, None)
+
+
+def test_a_train_may_be_a_class(tmp_path):
+    path = tree(tmp_path / "set", ["bus/1.png", "train/1.png"])
+    assert list(sources.folder(path, 3, None).classes) == ["bus", "train"]
+
+
+@pytest.mark.parametrize("wrapper", ["train", "test", "pictures"])
+def test_a_single_folder_is_no_class(tmp_path, wrapper):
+    path = tree(tmp_path / "set", [f"{wrapper}/{i}.png" for i in range(3)])
+    assert list(sources.folder(path, 3, None).classes) == []
+
+
+JUNK = [".thumbnails/a.png", ".thumbnails/b.png", "cat/.ipynb_checkpoints/1-checkpoint.png",
+        "__MACOSX/cat/._1.png", "cat/._1.png", "cat/Thumbs.db", "@eaDir/x.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tree, zipped])
+def test_hidden_and_other_files_are_passed_over_and_counted(tmp_path, make):
+    others = ["notes.txt", "cat/list.TXT", "dog/model", "cat/movie.mp4"]
+    source = sources.folder(make(tmp_path / "set", [*CLASSES, *JUNK, *others]), 3, None)
+    assert list(source.keys) == sorted(CLASSES)
+    assert list(source.classes) == ["cat", "dog"]
+    assert source.ignored == {
+        "hidden or system": 6, ".txt": 2, "without suffix": 1, ".mp4": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jfif", "jp2", "JPE", "apng", "tga", "mpo"])
+def test_suffixes_that_pillow_reads(tmp_path, suffix):
+    form = {"avif": "AVIF", "jp2": "JPEG2000", "apng": "PNG", "tga": "TGA"}.get(suffix, "JPEG")
+    path = tree(tmp_path / "set", [f"a.{suffix}"], form=form)
+    assert sources.folder(path, 3, None).load(0).shape == (3, 12, 12)
+
+
+def test_linked_folders_are_followed(tmp_path):
+    tree(tmp_path / "far", ["1.png", "2.png"])
+    path = tree(tmp_path / "set", ["dog/1.png"])
+    (path / "cat").symlink_to(tmp_path / "far")
+    source = sources.folder(path, 3, None)
+    assert label_names(source) == {"cat/1.png": "cat", "cat/2.png": "cat", "dog/1.png": "dog"}
+    assert source.load(0).shape == (3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "said"),
+    [
+        ("cat/round", "..", "(cat/round and .*set|.*set and cat/round) are one folder, by a link"),
+        ("cow", "cat", "(cow and cat|cat and cow) are one folder, by a link"),
+        ("cow", "gone", "cow is a link to nothing; mend or remove it"),
+        ("cat/9.png", "gone.png", "cat/9.png is a link to nothing"),
+        ("cat/9.png", "9.png", "cat/9.png cannot be read: Too many levels"),
+    ],
+)
+def test_links_that_lead_nowhere_or_round_are_refused(tmp_path, link, target, said):
+    path = tree(tmp_path / "set", CLASSES)
+    (path / link).symlink_to(target)
+    with pytest.raises(UserError, match=said):
+        sources.folder(path, 3, None)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    path = tree(tmp_path / "set", CLASSES)
+    os.mkfifo(path / "cat" / "9.png")
+    with pytest.raises(UserError, match=r"cat/9.png is no regular file"):
+        sources.folder(path, 3, None)
+
+
+def test_unreadable_folders_and_files_are_named(tmp_path, monkeypatch):
+    """Permissions bind no superuser, so the calls that fail are stood in for."""
+    path = tree(tmp_path / "set", CLASSES)
+    scan, access = os.scandir, os.access
+
+    def denied(folder):
+        if str(folder).endswith("cat"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", denied)
+        with pytest.raises(
+            UserError, match=r"^cat cannot be read: Permission denied; mend or rem"
+        ):
+            sources.folder(path, 3, None)
+    monkeypatch.setattr(os, "access", lambda p, m: "cat/3" not in str(p) and access(p, m))
+    with pytest.raises(UserError, match=r"^cat/3.png cannot be read: Permission denied; mend or"):
+        sources.folder(path, 3, None)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    path = tree(tmp_path / "set", CLASSES)
+    with open(os.fsencode(path) + b"/cat/\xff.png", "wb") as file:
+        file.write(picture())
+    with pytest.raises(UserError, match=r"the name of cat/\\udcff.png is not UTF-8; rename it"):
+        sources.folder(path, 3, None)
+
+
+def test_a_file_that_vanishes_or_is_huge(tmp_path, monkeypatch):
+    path = tree(tmp_path / "set", CLASSES)
+    source = sources.folder(path, 3, None)
+    (path / CLASSES[0]).unlink()
+    with pytest.raises(UserError, match=r"^cat/0.png cannot be read: No such file"):
+        source.load(0)
+    monkeypatch.setattr(listing, "MAX_ENTRY", 100)
+    with pytest.raises(decode.CorruptImage, match="are too many"):
+        source.load(1)
+
+
+TABLE = "a.png{0}x{1}b.png{0}y{1}c.png{0}x{1}"
+
+
+@pytest.mark.parametrize("head", ["", "name{0}label{1}"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize(("mark", "end"), [(",", "\n"), (";", "\r\n"), ("\t", "\n"), (", ", "\n")])
+def test_tables_as_programs_write_them(tmp_path, head, bom, mark, end):
+    path = tree(tmp_path / "images", ["a.png", "b.png", "c.png"])
+    (tmp_path / "labels.csv").write_text(bom + (head + TABLE).format(mark, end), "utf-8")
+    source = sources.folder(path, 3, None, str(tmp_path / "labels.csv"))
+    assert label_names(source) == {"a.png": "x", "b.png": "y", "c.png": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.png,x\nb.png,\nc.png,x\n", "has an empty label for b.png; give it one"),
+        ("a.png,x\nb.png\nc.png,x\n", "has an empty label for b.png; give it one"),
+        ("a.png,x\nb.png,y\nc.png,x\na.png,y\n", "gives a.png the labels x and y; keep one"),
+        ("path|label\na.png|x\n", r"no row of .* with names such as a.png, its first is path\|l"),
+        ("", "no row of .* its first is missing"),
+        ("a.png,x\n".encode("utf-16"), "is not UTF-8 text; save it as CSV UTF-8"),
+        ("a.png," + "x" * 200_000, "cannot be read: field larger"),
+    ],
+)
+def test_tables_that_do_not_fit(tmp_path, text, said):
+    path = tree(tmp_path / "images", ["a.png", "b.png", "c.png"])
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        sources.folder(path, 3, None, str(tmp_path / "labels.csv"))
+
+
+def test_rows_that_agree_are_one(tmp_path):
+    path = tree(tmp_path / "images", ["a.png", "b.png"])
+    (tmp_path / "labels.csv").write_text("./a.png,x\nb.png,y\na.png,x\nother.png,z\n")
+    source = sources.folder(path, 3, None, str(tmp_path / "labels.csv"))
+    assert label_names(source) == {"a.png": "x", "b.png": "y"}
+
+
+def packed(mode):
+    def write(path):
+        with tarfile.open(path, mode) as archive:
+            archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+
+    return write
+
+
+def cut_short(path):
+    data = zipped(path, CLASSES).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def zip_in_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.zip", b"PK")
+
+
+ARCHIVES = {
+    "tar.gz": (packed("w:gz"), "is a gzip or tar.gz archive; give a folder"),
+    "tar.xz": (packed("w:xz"), "is an xz or tar.xz archive"),
+    "tar.bz2": (packed("w:bz2"), "is a bzip2 or tar.bz2 archive"),
+    "tar": (packed("w"), "is a tar archive"),
+    "7z": (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c" + b"x" * 40), "is a 7z archive"),
+    "rar": (lambda path: path.write_bytes(b"Rar!\x1a\x07\1\0"), "is a RAR archive"),
+    "zip": (cut_short, "is a zip that is cut short or damaged"),
+    "inner": (zip_in_zip, "holds no images .*there is 1 .zip; unpack the .zip inside"),
+    "txt": (lambda path: path.write_text("x"), "is neither a folder nor a zip; give a folder"),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_other_archives_are_named_as_what_they_are(tmp_path, kind):
+    make, said = ARCHIVES[kind]
+    make(tmp_path / "set")
+    with pytest.raises(UserError, match=said):
+        sources.folder(tmp_path / "set", 3, None)
+
+
+def test_an_entry_that_lies_about_its_size_is_not_unpacked(tmp_path):
+    """The directory says 1,000 bytes; the data would be 64 MiB."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\0" * (64 << 20))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", 64 << 20), struct.pack("<I", 1000)))
+    source = sources.folder(path, 3, None)
+    tracemalloc.start()
+    with pytest.raises(decode.CorruptImage):
+        source.load(0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 << 20
+
+
+def test_other_packings_doubles_and_passwords_are_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.png", picture())
+    with pytest.raises(UserError, match=r"packs a.png by method 12.*pack it again by deflate"):
+        sources.folder(path, 3, None)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", picture())
+        archive.writestr("./a.png", picture())
+    with pytest.raises(UserError, match=r"has two entries a.png"):
+        sources.folder(path, 3, None)
+    zipped(path, ["a.png"])
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2") + 8
+    path.write_bytes(data[:at] + b"\1" + data[at + 1 :])
+    with pytest.raises(UserError, match="is encrypted"):
+        sources.folder(path, 3, None)
+
+
+def test_images_of_a_command_line(tmp_path):
+    """Their messages speak of files, not of params."""
+    tree(tmp_path, ["a.png", "set/b.png", "set/c.png"])
+    assert len(sources.images_at(tmp_path / "a.png", 3, 8)) == 1
+    assert len(sources.images_at(tmp_path / "set", 3, 8)) == 2
+    with pytest.raises(UserError, match=r"nope.png does not exist; give image files") as said:
+        sources.images_at(tmp_path / "nope.png", 3, 8)
+    assert "params" not in str(said.value)
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a.png is not a readable image \(no image of a form"):
+        sources.images_at(tmp_path / "a.png", 3, 8)
 
 
 def test_cifar10_in_its_own_format(tmp_path, monkeypatch):
