@@ -19,6 +19,7 @@ PLUMBING = {
     "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
     "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
     "rfpp_core/weights.py", "rfpp_core/distributed.py", "rfpp_core/shelf.py",
+    "rfpp_core/yaml_file.py",
     "pipeline/processes.py",
     "pipeline/__init__.py", "pipeline/stage.py", "pipeline/training.py", "pipeline/devices.py",
     "pipeline/shards.py", "pipeline/shard_flow.py", "pipeline/pretrain.py",
