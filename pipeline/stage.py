@@ -15,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,16 @@ from rfpp_core import files
 from rfpp_core.errors import UserError
 
 IMAGES = Path("data/images.zarr")
+NUMBERS = {  # settings that are numbers: least, most, whether whole
+    "RFPP_CHECKPOINT_SECONDS": (0.0, 1e7, False),
+    "RFPP_MEMORY": (0.0, 1e6, False),
+    "RFPP_PROCESSES": (1.0, 9999.0, True),
+    "RFPP_RETRIES": (0.0, 1e3, True),
+    "RFPP_RETRY_SECONDS": (0.0, 1e5, False),
+    "RFPP_SHARD_TIMEOUT": (0.0, 1e7, False),
+    "RFPP_THREADS": (1.0, 9999.0, True),
+    "RFPP_WORKERS": (1.0, 9999.0, True),
+}
 Row = dict[str, Any]  # a line of a CSV
 Entry = TypeVar("Entry")
 TRAINING_ROOMS = (
@@ -47,6 +58,7 @@ def main(run: Callable[..., None], *names: str) -> None:
         if len(sys.argv) != 1 + len(names):
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        check_environment()
         library_caches()
         run(*sys.argv[1:])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
@@ -257,19 +269,34 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def env_number(name: str, default: float, least: float = 0) -> float:
-    """A number from the environment.
+    """A number from the environment, within its limits (:data:`NUMBERS`, else from ``least``).
 
     Raises:
-        UserError: if it is not one, or below ``least``.
+        UserError: if it is not one.
     """
+    least, most, whole = NUMBERS.get(name, (least, math.inf, False))
     text = os.environ.get(name) or str(default)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= least:
-        raise UserError(f"{name} is '{text}'; it must be a number of at least {least:g}")
+    if not least <= value <= most or (whole and not value.is_integer()):
+        raise UserError(f"{name} is {text[:80]!r}; it must be a {'whole ' * whole}number from "
+                        f"{least:g} to {most:g}")  # fmt: skip
     return value
+
+
+def check_environment() -> None:
+    """Refuses wrong settings at once, though a later stage would read them.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, (least, _, _) in NUMBERS.items():
+        env_number(name, least)
+    device = os.environ.get("RFPP_DEVICE") or "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
+        raise UserError(f"RFPP_DEVICE is {device[:80]!r}; it is cpu, cuda or cuda:<index>")
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -242,7 +242,7 @@ class Saver:
 
     def __init__(self, folder: Path, state: TrainState, rows: list[stage.Row]) -> None:
         self.folder, self.state, self.rows = folder, state, rows
-        given = "RFPP_CHECKPOINT_SECONDS" in os.environ
+        given = bool(os.environ.get("RFPP_CHECKPOINT_SECONDS"))
         self.fixed = stage.env_number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
         self.last, self.cost = time.monotonic(), 0.0
         self.setting = {"made_by": runtime.signature(state.device)}

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rfpp_core import yaml_file
 from rfpp_core.errors import UserError
 
-Positive = Annotated[int, Field(gt=0, le=10**9)]
+Positive = Annotated[int, Field(gt=0, le=10**14)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(gt=0, le=4096)]

@@ -55,7 +55,7 @@ def device() -> torch.device:
     count = torch.cuda.device_count()
     known = found is not None and found.type in ("cpu", "cuda")
     if found is None or not known or (found.type == "cuda" and (found.index or 0) >= count):
-        raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
+        raise UserError(f"RFPP_DEVICE is {name[:80]!r}; there are cpu and {count} CUDA device(s)")
     return found
 
 
