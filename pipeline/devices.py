@@ -24,6 +24,7 @@ from multiprocessing import get_context
 from queue import Queue
 from typing import Any, Protocol
 
+from pipeline import stage
 from rfpp_core.errors import UserError
 
 # words of the errors after which a process is of no more use
@@ -72,8 +73,10 @@ def devices() -> list[str]:
     """
     given = os.environ.get("RFPP_DEVICES", "")
     names = [name.strip() for name in given.split(",") if name.strip()]
-    if wrong := [name for name in names if not re.fullmatch(r"cpu|cuda:\d+", name)]:
-        raise UserError(f"RFPP_DEVICES has '{wrong[0]}'; it lists devices such as cuda:0,cuda:1")
+    if wrong := [name for name in names if not re.fullmatch(r"cpu|cuda:[0-9]{1,4}", name)]:
+        raise UserError(
+            f"RFPP_DEVICES has {wrong[0][:80]!r}; it lists devices such as cuda:0,cuda:1"
+        )
     if names != ["cpu"]:
         import torch
 
@@ -83,10 +86,7 @@ def devices() -> list[str]:
         names = names or [f"cuda:{i}" for i in range(count)] or ["cpu"]
     if names != ["cpu"]:
         return names
-    workers = os.environ.get("RFPP_WORKERS", "1")
-    if not workers.isdigit() or int(workers) < 1:
-        raise UserError(f"RFPP_WORKERS is '{workers}'; it must be a whole number of at least 1")
-    return ["cpu"] * int(workers)
+    return ["cpu"] * int(stage.env_number("RFPP_WORKERS", 1))
 
 
 class ProcessPool:
@@ -176,7 +176,7 @@ class DaskPool:
         try:
             self.client = distributed.Client(address, timeout="30s")
         except (OSError, ValueError, TimeoutError) as error:
-            raise UserError(f"RFPP_DASK: no scheduler answers at {address} ({error})") from None
+            raise UserError(f"RFPP_DASK: no scheduler answers at {address!r} ({error})") from None
         self.size = sum(self.client.nthreads().values())
         if not self.size:
             raise UserError(f"RFPP_DASK: the scheduler at {address} has no workers")

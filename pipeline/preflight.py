@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import generate, perceptual_net, prepare, stage
+from pipeline import devices, generate, perceptual_net, prepare, stage
 from rfpp_core import build, files, inception, perceptual, runtime
 from rfpp_core.decode import CorruptImage, Pixels, shown
 from rfpp_core.errors import UserError
@@ -39,6 +39,7 @@ def run() -> None:
 def problems(config: Params) -> Iterator[str]:
     """A line for each thing that the run lacks."""
     yield from _failures(runtime.device)
+    yield from _failures(devices.devices)
     sources: list[Source] = []
     yield from _failures(lambda: sources.append(prepare.source_or_prepared(config.dataset)))
     if sources:

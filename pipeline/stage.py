@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGES = Path("data/images.zarr")
+NUMBERS = {  # settings that are numbers: least, most, whether whole
+    "RFPP_CHECKPOINT_SECONDS": (0.0, 1e7, False),
+    "RFPP_MEMORY": (0.0, 1e6, False),
+    "RFPP_PROCESSES": (1.0, 9999.0, True),
+    "RFPP_RETRIES": (0.0, 1e3, True),
+    "RFPP_RETRY_SECONDS": (0.0, 1e5, False),
+    "RFPP_SHARD_TIMEOUT": (0.0, 1e7, False),
+    "RFPP_THREADS": (1.0, 9999.0, True),
+    "RFPP_WORKERS": (1.0, 9999.0, True),
+}
 Row = dict[str, Any]  # a line of a CSV
 Entry = TypeVar("Entry")
 
@@ -41,6 +52,7 @@ def main(run: Callable[..., None], *names: str) -> None:
             raise UserError(f"usage: python -m pipeline.<stage> {' '.join(names).upper()}")
         if "RFPP_ERRORS" not in os.environ:  # the launcher alone is interrupted
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        check_environment()
         library_caches()
         run(*sys.argv[1:])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
@@ -262,7 +274,7 @@ class Saver:
 
     def __init__(self, folder: Path, state: State, more: Callable[[], dict[str, Any]]) -> None:
         self.folder, self.state, self.more = folder, state, more
-        given = "RFPP_CHECKPOINT_SECONDS" in os.environ
+        given = bool(os.environ.get("RFPP_CHECKPOINT_SECONDS"))
         self.fixed = env_number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
         self.last, self.cost = time.monotonic(), 0.0
 
@@ -293,18 +305,20 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def env_number(name: str, default: float, least: float = 0) -> float:
-    """A number from the environment.
+    """A number from the environment, within its limits (:data:`NUMBERS`, else from ``least``).
 
     Raises:
-        UserError: if it is not one, or below ``least``.
+        UserError: if it is not one.
     """
+    least, most, whole = NUMBERS.get(name, (least, math.inf, False))
     text = os.environ.get(name) or str(default)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= least:
-        raise UserError(f"{name} is '{text}'; it must be a number of at least {least:g}")
+    if not least <= value <= most or (whole and not value.is_integer()):
+        raise UserError(f"{name} is {text[:80]!r}; it must be a {'whole ' * whole}number from "
+                        f"{least:g} to {most:g}")  # fmt: skip
     return value
 
 
@@ -312,6 +326,19 @@ def shard_patience() -> tuple[float | None, int]:
     """Seconds that a worker may take (``RFPP_SHARD_TIMEOUT``), and how often it is tried again
     (``RFPP_RETRIES``)."""
     return env_number("RFPP_SHARD_TIMEOUT", 0) or None, int(env_number("RFPP_RETRIES", 3))
+
+
+def check_environment() -> None:
+    """Refuses wrong settings at once, though a later stage would read them.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, (least, _, _) in NUMBERS.items():
+        env_number(name, least)
+    device = os.environ.get("RFPP_DEVICE") or "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
+        raise UserError(f"RFPP_DEVICE is {device[:80]!r}; it is cpu, cuda or cuda:<index>")
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -7,25 +7,32 @@ workers, log level, retries) is not a param: it comes from the environment.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from reprlib import Repr
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rfpp_core import yaml_file
 from rfpp_core.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**14)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(gt=0, le=4096)]
-RoundName = Annotated[str, Field(pattern=r"^([2-9]|[1-9][0-9]+)$")]
-FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]*$")]
+RoundName = Annotated[str, Field(pattern=r"^([2-9]|[1-9][0-9]{1,5})$")]
+FlowName = Annotated[str, Field(pattern=r"^flow[1-9][0-9]{0,5}$")]
+PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # which no file name can hold
 SolverName = Annotated[
     str,
     Field(pattern=r"^(euler|heun|midpoint|anchored(-heun)?|edm-heun|rk2:(0\.\d+|1(\.0+)?))$"),
 ]
+
+
+_SHORT = Repr()  # of what a file gives, which may refer to itself
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 class Section(BaseModel):
@@ -37,11 +44,11 @@ class Dataset(Section):
 
     name: Literal["digits", "cifar10", "folder"] = "digits"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of split and feature net, apart from `seed`
-    path: str = "data/raw"  # folder or zip of images; where CIFAR-10 is or goes
+    path: PathText = "data/raw"  # folder or zip of images; where CIFAR-10 is or goes
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2  # unless the set has a split of its own
     channels: Literal[1, 3] = 1
     resolution: Annotated[int, Field(ge=4, le=1024)] | None = None
-    labels: str = "folders"  # class sub-folders, "none", or a CSV of name,label rows
+    labels: PathText = "folders"  # class sub-folders, "none", or a CSV of name,label rows
     limit: Positive | None = None  # at most so many images, spread over the set
     skip_corrupt: bool = False
 
@@ -104,7 +111,7 @@ class Loss(Section):
     perceptual: Literal["lpips", "classifier"] = "lpips"
     pooling: Literal["average", "max"] = "average"
     resize: Annotated[int, Field(ge=0, le=1024)] = 224
-    vgg_path: str | None = None
+    vgg_path: PathText | None = None
     chunk: Annotated[int, Field(ge=0)] = 0
 
     @property
@@ -176,7 +183,7 @@ class Pretrain(Training):
     """The first flow: trained here, or imported from a checkpoint whose sha256 is stated."""
 
     source: Literal["train", "import"] = "train"
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     checkpoint_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")
@@ -231,7 +238,7 @@ class Generate(Section):
     that ``rfpp pairs import`` made, at ``path``, with the ``digest`` that it printed."""
 
     source: Literal["teacher", "import"] = "teacher"
-    path: str | None = None
+    path: PathText | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     n: Positive = 20000
     shard: Positive = 2000
@@ -271,7 +278,7 @@ class Features(Section):
     steps: Positive = 800
     batch: Positive = 128
     lr: PositiveFloat = 4e-3
-    inception_path: str | None = None
+    inception_path: PathText | None = None
     inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")
@@ -307,7 +314,7 @@ class Evaluate(Section):
     def grids_spend_their_nfe(self) -> Evaluate:
         stages = 1 if self.solver in ("euler", "anchored") else 2
         for name, times in self.grids.items():
-            steps = -(-int(name) // stages) if name.isdigit() else 0
+            steps = -(-int(name) // stages) if re.fullmatch("[0-9]{1,9}", name) else 0
             inner = times[:-1] if times and times[-1] == 0 else times
             falling = inner[:1] == (1.0,) and all(a > b for a, b in pairwise((*inner, 0.0)))
             if not falling or len(inner) != steps or int(name) not in self.nfe:
@@ -413,11 +420,9 @@ def load(path: Path = Path("params.yaml")) -> Params:
         UserError: one line that names each wrong param, its value and what is allowed.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml_file.read(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `rfpp preset digits` puts one in place") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold sections such as 'reflow:'; `rfpp preset digits` does")
     return parse(raw, str(path))
@@ -437,18 +442,33 @@ def explained(error: ValidationError) -> str:
 
 
 def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    if error["type"] == "extra_forbidden":
-        return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"
-    message = error["msg"].removeprefix("Value error, ")
+    parts = [part for part in error["loc"] if part != "[key]"]
+    name, given = _printable(".".join(map(str, parts))), _printable(_SHORT.repr(error["input"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"
+        case "missing":
+            return f"{name} is missing"
+        case "string_type" if isinstance(error["input"], int):
+            return f"{name} is {given}: it must be a string; write it in quotes"
+    message = _printable(error["msg"].removeprefix("Value error, "))
     if error["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    return f"{name} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name} is {given}: {message[0].lower()}{message[1:]}"
+
+
+def _printable(text: str) -> str:
+    """Control characters of a file escaped, and long texts shortened."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:
     section: Any = Params
     for part in loc[:-1]:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = field.annotation if field else Round
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is not None:
+            section = field.annotation
+        elif get_origin(section) is dict:  # rounds, finetunes: the key is the user's
+            section = get_args(section)[1]
     return sorted(section.model_fields)

@@ -58,14 +58,14 @@ def device() -> torch.device:
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
+        raise UserError(f"RFPP_DEVICE is {name[:80]!r}; there are cpu and {count} CUDA device(s)")
     if found.type == "cuda" and place is not None and (several or found.index is None):
         if int(place) >= count:
             raise UserError(f"there are {count} CUDA device(s), too few for a process each; lower "
                             f"RFPP_PROCESSES, or set RFPP_DEVICE=cpu")  # fmt: skip
         return torch.device("cuda", int(place))
     if found.type == "cuda" and (found.index or 0) >= count:
-        raise UserError(f"RFPP_DEVICE is '{name}'; there are cpu and {count} CUDA device(s)")
+        raise UserError(f"RFPP_DEVICE is {name[:80]!r}; there are cpu and {count} CUDA device(s)")
     return found
 
 

@@ -7,6 +7,7 @@ micro-batch; micro-batches are aligned with the index, so threads and workers ch
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -285,8 +286,11 @@ def threads_for(device: torch.device) -> int:
     """Micro-batches in flight: one a core on a CPU (``RFPP_THREADS`` overrides), else one."""
     if device.type != "cpu":
         return 1
-    given = os.environ.get("RFPP_THREADS", "")
-    return int(given) if given.isdigit() else cores()
+    given = os.environ.get("RFPP_THREADS") or str(cores())
+    if not re.fullmatch("[1-9][0-9]{0,3}", given):
+        raise UserError(f"RFPP_THREADS is {given[:80]!r}; it must be a whole number "
+                        f"from 1 to 9999")  # fmt: skip
+    return int(given)
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ PLUMBING = {
     "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
     "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
     "rfpp_core/weights.py", "rfpp_core/distributed.py", "rfpp_core/shelf.py",
-    "rfpp_core/optimizer.py", "pipeline/processes.py", "pipeline/console.py",
+    "rfpp_core/optimizer.py", "rfpp_core/yaml_file.py", "pipeline/processes.py",
+    "pipeline/console.py",
     "pipeline/__init__.py", "pipeline/stage.py", "pipeline/devices.py", "pipeline/shard_flow.py",
     "pipeline/source.py",
 }  # fmt: skip

@@ -29,12 +29,12 @@ def test_workers_by_environment(monkeypatch):
     assert devices.devices() == ["cuda:0", "cuda:1"]
     monkeypatch.setenv("RFPP_DEVICES", "cuda:1, cpu")
     assert devices.devices() == ["cuda:1", "cpu"]
-    for wrong in ("gpu", "cuda", "cuda:2"):
+    for wrong in ("gpu", "cuda", "cuda:2", "cuda:²", "cuda:" + "9" * 5000):
         monkeypatch.setenv("RFPP_DEVICES", wrong)
-        with pytest.raises(UserError, match=f"RFPP_DEVICES has '{wrong}'"):
+        with pytest.raises(UserError, match=f"RFPP_DEVICES has '{wrong[:80]}"):
             devices.devices()
     monkeypatch.setenv("RFPP_DEVICES", "cpu")
-    for wrong in ("0", "-1", "two"):
+    for wrong in ("0", "-1", "two", "²"):
         monkeypatch.setenv("RFPP_WORKERS", wrong)
         with pytest.raises(UserError, match="RFPP_WORKERS"):
             devices.devices()

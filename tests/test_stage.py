@@ -40,10 +40,28 @@ def test_numbers_from_the_environment(monkeypatch):
     assert stage.env_number("RFPP_RETRIES", 3) == 3
     monkeypatch.setenv("RFPP_RETRIES", "5")
     assert stage.env_number("RFPP_RETRIES", 3) == 5
-    for wrong in ("many", "-1", "nan"):
-        monkeypatch.setenv("RFPP_RETRIES", wrong)
-        with pytest.raises(UserError, match=f"RFPP_RETRIES is '{wrong}'"):
-            stage.env_number("RFPP_RETRIES", 3)
+    monkeypatch.setenv("RFPP_RETRIES", "")
+    assert stage.env_number("RFPP_RETRIES", 3) == 3
+
+
+@pytest.mark.parametrize("name", [*stage.NUMBERS, "RFPP_DEVICE"])
+@pytest.mark.parametrize("wrong", ["many", "-1", "nan", "inf", "1e400", "²", "a\x1b[31m\nb" * 999])
+def test_wrong_settings_are_refused_by_every_stage(monkeypatch, name, wrong):
+    monkeypatch.setenv(name, wrong)
+    with pytest.raises(UserError, match=f"^{name} is ") as error:
+        stage.check_environment()
+    line = str(error.value)
+    assert line.isprintable()
+    assert repr(wrong)[:8] in line
+    assert "cuda:<index>" in line if name == "RFPP_DEVICE" else "number from" in line
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("RETRIES", "2.5"), ("WORKERS", "0"),
+                                             ("THREADS", "0"), ("PROCESSES", "1e9")])  # fmt: skip
+def test_whole_numbers_and_their_limits(monkeypatch, name, wrong):
+    monkeypatch.setenv(f"RFPP_{name}", wrong)
+    with pytest.raises(UserError, match=f"is '{wrong}'; it must be a whole number from"):
+        stage.check_environment()
 
 
 HOLD = (
