@@ -175,6 +175,8 @@ def shown(name: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+    """The first line of an error's message, or its type; of a system's error its cause alone."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = (str(error).strip().splitlines() or [""])[0]
     return shown(line) or type(error).__name__
