@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,13 +25,15 @@ from rfpp_core.errors import UserError
 # What is read is said here, not by what Pillow can: its EPS reader, for one, runs Ghostscript.
 FORMATS = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "SGI",
-    "QOI", "ICO", "TGA",
+    "QOI", "TGA",
 )  # fmt: skip
 CONVERTIBLE = {
     "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV",
 }  # fmt: skip
 MAX_PIXELS = 1 << 26
 BACKGROUND = "white"
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong, errors say
 
 Pixels = NDArray[np.uint8]
 
@@ -122,7 +126,10 @@ def decode(
 
 
 def _opened(data: bytes, mode: str, name: str) -> tuple[Image.Image, Form]:
-    with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+    with (
+        warnings.catch_warnings(action="ignore"),  # of metadata that nothing depends on
+        Image.open(io.BytesIO(data), formats=_formats()) as opened,
+    ):
         if opened.width * opened.height > MAX_PIXELS:
             raise CorruptImage(f"{opened.width}x{opened.height} pixels are too many")
         frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
@@ -147,10 +154,11 @@ WIDE = {("I", "PNG"), ("I", "PPM")}  # a mode of 32 bits for values of 0..65535
 
 def _of_16_bits(image: Image.Image, opened: Image.Image) -> Pixels:
     """Grey values by their full range; those of the transparent key are the background's."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     tags: Any = getattr(opened, "tag_v2", {})
     bits, white_is_zero = tags.get(258, (16,)), tags.get(262) == 0
-    grey = (values * (255 / (2 ** min(bits[0], 16) - 1))).round().clip(0, 255).astype(np.uint8)
+    levels = np.arange(1 << 16) * (255 / (2 ** min(bits[0], 16) - 1))
+    grey = levels.round().clip(0, 255).astype(np.uint8)[values]
     grey = 255 - grey if white_is_zero else grey
     key = opened.info.get("transparency")
     return np.where(values == key, np.uint8(255), grey) if isinstance(key, int) else grey
@@ -175,6 +183,8 @@ def shown(name: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+    """The first line of an error's message, or its type; of a system's error its cause alone."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = (str(error).strip().splitlines() or [""])[0]
     return shown(line) or type(error).__name__

@@ -73,8 +73,11 @@ def is_zip(path: Path) -> bool:
         UserError: if it is not there, not readable, or neither; named as what it is.
     """
     try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
             return False
+        if not stat.S_ISREG(mode):  # a pipe would be waited for
+            raise UserError(f"{shown(path)} is neither a folder nor a file; give one of images")
         with path.open("rb") as file:
             head = file.read(512)
         if zipfile.is_zipfile(path):
@@ -108,8 +111,7 @@ def counted(ignored: Mapping[str, int]) -> str:
 
 
 def _unreadable(name: str, error: BaseException) -> UserError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return UserError(f"{shown(name)} cannot be read: {why}; mend or remove it")
+    return UserError(f"{shown(name)} cannot be read: {first_line(error)}; mend or remove it")
 
 
 class _Sieve:

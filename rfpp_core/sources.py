@@ -7,6 +7,7 @@ a set is written with bounded memory.  Nothing of an archive is ever extracted t
 from __future__ import annotations
 
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from rfpp_core.decode import CorruptImage, Forms, Pixels, decode, first_line, shown, suffixes
+from rfpp_core.decode import CorruptImage, Forms, Pixels, decode, first_line, shown
 from rfpp_core.errors import UserError
 from rfpp_core.labels import below_common, none, of_dataset_json, of_folders, of_table, split_of
 from rfpp_core.listing import LABELS, Listing, listing, reader
@@ -144,22 +145,20 @@ def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
     Raises:
         UserError: if there is none or one is corrupt.
     """
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         raise UserError(f"{shown(path)} does not exist; give image files, folders or zips")
-    if path.suffix.lower() in suffixes() and path.is_file():
-        alone = reader(path.parent)
-        source = Source(
-            [path.name], none(1)[0], [], lambda i: decode(alone(path.name), channels, resolution)
-        )
+    if path.is_file() and not zipfile.is_zipfile(path):  # whatever it is called
+        found = Listing([path.name], reader(path.parent))
     else:
-        source = folder(path, channels, resolution, None)
-    found = []
-    for i, name in enumerate(source.keys):
+        found = listing(path)
+    images = []
+    for name in found.names:
         try:
-            found.append(source.load(i))
+            if PurePosixPath(name).name != LABELS:
+                images.append(decode(found.read(name), channels, resolution, name))
         except CorruptImage as error:
             raise UserError(f"{shown(name)} is not a readable image ({error})") from None
-    return found
+    return images
 
 
 def held_out_mask(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:

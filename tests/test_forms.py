@@ -164,6 +164,12 @@ def test_colour_is_told_from_grey_by_the_pixels():
     assert (forms.grey, forms.modes, forms.sizes) == (1, {"RGB": 2}, {(8, 8): 2})
 
 
+def test_broken_metadata_harms_no_image(recwarn):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+    assert read(encoded(Image.new("L", (8, 8), 255), "JPEG", exif=exif)).min() == 255
+    assert not recwarn.list
+
+
 def test_what_would_run_a_program_is_not_opened():
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     with pytest.raises(decode.CorruptImage, match="no image of a form that is read here"):

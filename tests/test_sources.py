@@ -318,6 +318,8 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(path / "cat" / "9.png")
     with pytest.raises(UserError, match=r"cat/9.png is no regular file"):
         sources.folder(path, 3, None)
+    with pytest.raises(UserError, match="is neither a folder nor a file"):
+        sources.folder(path / "cat" / "9.png", 3, None)
 
 
 def test_unreadable_folders_and_files_are_named(tmp_path, monkeypatch):
@@ -479,6 +481,9 @@ def test_images_of_a_command_line(tmp_path):
     tree(tmp_path, ["a.png", "set/b.png", "set/c.png"])
     assert len(sources.images_at(tmp_path / "a.png", 3, 8)) == 1
     assert len(sources.images_at(tmp_path / "set", 3, 8)) == 2
+    tree(tmp_path / "split", ["val/b.png", "test/c.png", "d.png"])
+    (tmp_path / "split/dataset.json").write_text("{")
+    assert len(sources.images_at(tmp_path / "split", 3, 8)) == 3
     with pytest.raises(UserError, match=r"nope.png does not exist; give image files") as said:
         sources.images_at(tmp_path / "nope.png", 3, 8)
     assert "params" not in str(said.value)
