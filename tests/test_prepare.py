@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import prepare, stage
+from pipeline import prepare, source, stage
 from rfpp_core import data
 from tests.conftest import SMOKE
 from tests.test_preflight import check  # noqa: F401 - a fixture
@@ -34,7 +34,7 @@ def run(tmp_path, monkeypatch, capsys):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
         code = 0
         try:
-            stage.main(prepare.run)
+            stage.main(lambda: (source.run(), prepare.run()))
         except SystemExit as end:
             code = end.code
         out, err = capsys.readouterr()
