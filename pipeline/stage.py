@@ -65,6 +65,11 @@ def main(run: Callable[..., None], *names: str) -> None:
             _complain("interrupted; run the same command again to go on")
         sys.exit(130)
     except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
+        if lost_another(error):
+            _complain(
+                f"another process of this training is gone, and says why ({one_line(error)})"
+            )
+            sys.exit(2)
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             if hand_over(traceback.format_exc(), 1):
                 sys.exit(1)
@@ -88,6 +93,12 @@ def distrust(error: UserError) -> None:
 def _complain(line: str) -> None:
     if not hand_over(f"rfpp: {line}\n", 2):
         print(f"rfpp: {line}", file=sys.stderr, flush=True)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether a process of a training failed only because another did."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection"))
 
 
 def hand_over(text: str, code: int) -> bool:

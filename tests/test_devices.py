@@ -134,3 +134,22 @@ def test_a_dask_cluster_behind_the_same_call():
         with pytest.raises(devices.WorkerDied, match=r"took over 0.1 s"):
             pool.call("time:sleep", 5, timeout=0.1)
         pool.close()
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_wait_passively_unless_the_user_says(given):
+    """In every process, before torch: waiting threads that spin take the time of the others."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {"OMP_WAIT_POLICY": given} if given else {}
+    code = (
+        "import os, sys, pipeline\n"
+        "from pipeline.devices import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(['cpu'])\n"
+        "    print(os.environ['OMP_WAIT_POLICY'], pool.call('os:getenv', 'OMP_WAIT_POLICY'),"
+        " 'torch' in sys.modules)\n"
+        "    pool.close(kill=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    expected = given or "passive"
+    assert done.stdout == f"{expected} {expected} False\n", done.stderr

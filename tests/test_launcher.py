@@ -51,6 +51,26 @@ def test_a_mistake_in_the_code_is_one_traceback(tmp_path):
     assert len([line for line in errors if line.startswith("Traceback")]) == 1
 
 
+def test_under_torchrun_the_loss_of_another_process_is_one_line(monkeypatch, capsys):
+    """Each speaks for itself there; only the first cause may be a traceback."""
+    from pipeline import stage
+
+    def fails():
+        raise RuntimeError("[gloo/pair.cc:561] Connection closed by peer\nmore")
+
+    monkeypatch.setattr(stage, "library_caches", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["reflow"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as left:
+        stage.main(fails)
+    assert left.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("rfpp: another process of this training is gone, and says why (Runtime")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match="gloo"):
+        stage.main(fails)
+
+
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize(("number", "code", "lines"), [
     (signal.SIGINT, 130, ["rfpp: interrupted; run the same command again to go on"]),

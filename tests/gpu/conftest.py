@@ -1,6 +1,6 @@
 """Each test here takes a device: the CPU, at tiny size, and the first CUDA device where there is
-one.  Wanted: torch, numpy, safetensors, pytest, zarr, pydantic, pyyaml, tqdm, filelock (and lpips
-for its test); neither DVC nor Prefect."""
+one.  Wanted: torch, numpy, safetensors, pytest, zarr, pydantic, pillow, pyyaml, tqdm, filelock
+(and lpips for its test); neither DVC nor Prefect."""
 
 from __future__ import annotations
 
