@@ -229,6 +229,7 @@ def test_stages(tmp_path, call, command, old, new, message):
     (tmp_path / "params.yaml").write_text(text)
     (tmp_path / ".dvc").mkdir()
     if name == "pretrain":
+        assert run("source").returncode == 0
         assert run("prepare").returncode == 0
     (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
     done = run(name, *args)

@@ -76,7 +76,7 @@ def test_a_training_goes_on_with_another_number_of_processes(ready, finished):
     running.wait()
     assert not (ready.path / "models/flow2.safetensors").exists()
     done = ready.run(*train(ready, 1))
-    assert "goes on from step" in done.stdout
+    assert "resumes at step" in done.stdout
     assert close(weights(ready), weights(finished))
 
 

@@ -120,7 +120,7 @@ def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     step = int(work(project, state)[-1].stem.partition("-")[2])
     done = project.run("dvc", "exp", "run", "reflow@2")
-    assert f"goes on from step {step}" in done.stdout
+    assert f"resumes at step {step}" in done.stdout
     assert results(project) == results(finished)
 
 
@@ -175,13 +175,13 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
     # raising steps at a constant rate goes on and ends where an uninterrupted run ends
     project.edit("params.yaml", "steps: 100", "steps: 140")
     out = project.run("dvc", "repro", "pretrain").stdout
-    assert "goes on from step 100" in out
+    assert "resumes at step 100" in out
     longer = files.sha256(project.path / MODELS[0])
     shutil.rmtree(project.path / ".work" / "pretrain")
     shutil.rmtree(project.path / ".dvc" / "cache")
     (project.path / MODELS[0]).unlink()
     out = project.run("dvc", "repro", "-f", "-s", "prepare", "pretrain").stdout
-    assert "goes on" not in out
+    assert "resumes" not in out
     assert files.sha256(project.path / MODELS[0]) == longer
 
     listed = project.rfpp("work", "list").stdout

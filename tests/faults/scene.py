@@ -207,7 +207,7 @@ class Scene:
         states = self.staged()
         if list((self.path / ".work").glob(f"{self.folder}/*/flow-*.safetensors")):
             return "finished before" if not self._skipped() else ""
-        return f"goes on from step {int(states[-1].stem.partition('-')[2])}" if states else ""
+        return f"resumes at step {int(states[-1].stem.partition('-')[2])}" if states else ""
 
     def _skipped(self) -> bool:
         """Whether DVC has recorded the stage, and need not run it again."""
