@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfpp_core import foreign
+from rfpp_core import foreign, spans
 from rfpp_core.errors import UserError
 
 PERSISTENT = "torch_utils.persistence"
@@ -255,7 +255,7 @@ def test_a_tensor_without_place_in_safetensors_is_refused(tmp_path):
 PEAK = """
 import sys, torch
 from pathlib import Path
-from rfpp_core import foreign
+from rfpp_core import foreign, spans
 torch.set_num_threads(1)
 
 def memory(key):
@@ -454,7 +454,7 @@ def test_a_malicious_storage_is_refused_by_name(tmp_path):
         (pickle.dumps(call, 2), SYSTEM),
         (storage_head(call, 4), ""),
         (storage_head(0)[: -len(pickle.dumps(0, 2))] + claim(1, "posix system"), SYSTEM),
-        (storage_head(Call(bytearray, 1 << 40)), "builtins.bytearray"),
+        (storage_head(Call(bytearray, 1 << 40)), "__builtin__.bytearray"),
         (storage_head(Call(os.system, "#" * 9000)), SYSTEM),
         (storage_head("#" * 9000), "cut short"),
         (storage_head([]) + pickle.dumps([], 2), "a storage that is none"),
@@ -496,9 +496,9 @@ def test_a_claim_of_size_or_depth_is_refused_before_it_is_met(tmp_path, opcode):
 
 
 def test_an_endless_pickle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "MOST_READS", 10_000)
+    monkeypatch.setattr(spans, "MOST_READS", 10_000)
     refused(put(tmp_path / "bad.pkl", b"\x80\x04" + b"]" * 20_000), "longer than any network's")
-    monkeypatch.setattr(foreign, "LONGEST", 100)
+    monkeypatch.setattr(spans, "LONGEST", 100)
     refused(put(tmp_path / "bad.pkl", b"\x80\x04" + text("x" * 200)), "longer than any network's")
 
 
