@@ -126,7 +126,9 @@ def import_checkpoint(
             raise UserError(f"the network of {arch} is conditional; give --classes")
         document = build.architecture(network, sizes, classes)
     start = 1.0 if rectified else importing.EDM_START
-    about = importing.convert(source, target, document, start=start)
+    about = importing.convert(
+        source, target, document, start=start, say=lambda note: print(f"note: {note}")
+    )
     found = about["architecture"]
     print(f"{target}: {found['arch']} of {'x'.join(map(str, found['shape']))} images, "
           f"{found['classes'] or 'no'} classes, from {source} (sha256 "

@@ -42,7 +42,8 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
     """The preconditioned network of an architecture document, its weights drawn from ``seed``.
 
     Raises:
-        UserError: if the document is not one, or the image does not halve often enough.
+        UserError: if the document is not one, the image does not halve often enough, or a width
+            does not split into the groups of its normalisation or the heads of its attention.
     """
     try:
         network = Architecture.model_validate(arch)
@@ -57,7 +58,13 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
-        model = _model(network, c, h, network.classes, dropout)
+        try:
+            model = _model(network, c, h, network.classes, dropout)
+        except ValueError as error:  # of torch's GroupNorm, or of attention
+            raise UserError(
+                f"network.channels {network.channels} with multipliers {[*network.multipliers]} "
+                f"makes no {network.arch}: {error}; take a multiple of 32"
+            ) from None
     edm = network.precond == "edm"
     return EDMVelocity(model, network.sigma_data) if edm else PlainVelocity(model)
 

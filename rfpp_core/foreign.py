@@ -108,7 +108,7 @@ def _open(path: Path) -> Opened:
             return _safetensors(path)
         if head.startswith(b"PK"):
             return _stated("state_dict", path, _named(pickles.archive(source)), {})
-        if MAGIC in head:
+        if head[2:].startswith(MAGIC) or head[11:].startswith(MAGIC):  # protocol 4 has a frame
             return _stated("state_dict", path, _named(pickles.legacy(whole)), {})
         found = pickles.Machine(whole, pickles.NVLABS_NAMES).load()
     top = found.get("ema") if type(found) is dict else None

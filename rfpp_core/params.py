@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -54,7 +54,7 @@ class Network(Section):
     """
 
     arch: Literal["small_unet", "ncsnpp", "ddpmpp", "adm"] = "small_unet"
-    channels: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 32
+    channels: Annotated[int, Field(ge=4, le=4096, multiple_of=4)] = 32  # see also `build.field`
     multipliers: Annotated[
         tuple[Annotated[int, Field(gt=0, le=64)], ...], Field(min_length=1, max_length=6)
     ] = (1, 2)
@@ -416,13 +416,14 @@ def explained(error: ValidationError) -> str:
 
 
 def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    name = quoted(".".join(str(part) for part in error["loc"] if part != "[key]"))
     if error["type"] == "extra_forbidden":
         return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    return f"{name} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    given = quoted(repr(error["input"]), 200)
+    return f"{name} is {given}: {message[0].lower()}{message[1:]}"
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:
