@@ -91,8 +91,11 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     Raises:
         UserError: if the file is missing, damaged, or its weights do not fit its architecture.
     """
-    path = Path(path)
-    loaded = checkpoint.load(path)
+    return flow_of(checkpoint.load(Path(path)), Path(path), device)
+
+
+def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
+    """The flow of weights and a document that were read from ``path``, as :func:`load_flow`."""
     about = loaded.about
     arch = about.get("architecture")
     if not isinstance(arch, dict):

@@ -22,7 +22,7 @@ EDM_START = 80 / 81
 LICENCE = ("weights published by NVlabs are under CC BY-NC-SA 4.0: no commercial use, and models "
            "made from them share that licence")  # fmt: skip
 BARE = ("a state dict does not tell its preconditioning: it is taken for EDM's with sigma_data "
-        "0.5; a network of VP or VE preconditioning fits as well, and would draw noise")  # fmt: skip
+        "0.5; a network of VP or VE preconditioning fits as well, and draws noise")  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 
