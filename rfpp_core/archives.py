@@ -81,8 +81,8 @@ class Archive:
         """float32 (C, H, W)."""
         data = self._noise(self.noises[i])
         if len(data) != 32:
-            raise UserError(f"{quoted(self.noises[i])} in {self.path} is {len(data)} bytes, not a PCG64 "
-                            f"state of 32")  # fmt: skip
+            raise UserError(f"{quoted(self.noises[i])} in {self.path} is {len(data)} bytes, not a "
+                            f"PCG64 state of 32")  # fmt: skip
         state, increment = (int.from_bytes(data[k : k + 16], "big") for k in (0, 16))
         bits = np.random.PCG64()
         bits.state = {
