@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import sys
-from itertools import count
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pipeline import edit, stage, work
-from rfpp_core.errors import Damaged, UserError
+from pipeline import draw, edit, presets, stage, work
+from rfpp_core.errors import Damaged, UserError, quoted
 from rfpp_core.sampling import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -21,63 +21,27 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Check and digest pair stores
 app.add_typer(pairs_app, name="pairs")
 app.add_typer(work.app, name="work")
 
-PRESETS = Path(__file__).parent.parent / "presets"
+USAGE: Any = typer.BadParameter.__mro__[1]  # a command line that cannot be parsed
 
 
-@app.command()
-def preset(
-    name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
-    out: Annotated[Path, typer.Option(help="where to put it")] = Path("params.yaml"),
+app.command()(presets.preset)
+app.command()(draw.sample)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rfpp {metadata.version('rfpp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="print the version"),
+    ] = False,
 ) -> None:
-    """Puts a complete params file in place; an edited one is kept as params.yaml.bak1, ..."""
-    from rfpp_core import params
-
-    there = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in there:
-        raise UserError(f"there is no preset '{name}' (presets: {', '.join(there)})")
-    source = PRESETS / f"{name}.yaml"
-    params.load(source)
-    known = {path.read_bytes() for path in PRESETS.glob("*.yaml")}
-    if out.exists() and out.read_bytes() not in known:
-        kept = next(p for i in count(1) if not (p := Path(f"{out}.bak{i}")).exists())
-        shutil.copy(out, kept)
-        print(f"your {out} is kept as {kept}")
-    shutil.copy(source, out)
-    print(f"{out} is now preset {name}; `dvc repro` runs it")
-
-
-@app.command()
-def sample(
-    model: Annotated[Path, typer.Option(help="model file")] = Path("models/flow2.safetensors"),
-    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
-    n: Annotated[int, typer.Option(help="how many images")] = 64,
-    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    label: Annotated[int | None, typer.Option(help="class, for a conditional flow")] = None,
-    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
-    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun; rk45")] = None,
-    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
-    out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
-) -> None:
-    """Draws images from one model file."""
-    import numpy as np
-
-    from pipeline.evaluate import save_grid
-    from rfpp_core import build, runtime
-    from rfpp_core.pixels import to_uint8
-
-    if out.suffix not in (".png", ".npz"):
-        raise UserError(f"{out} must end in .png or .npz")
-    flow = build.load_flow(model, runtime.device())
-    labels = None if label is None else [label]
-    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
-    images = flow.sample(n, nfe, seed, labels, recipe)
-    if out.suffix == ".png":
-        save_grid(images, out, columns=max(1, round(n**0.5)))
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(out, images=to_uint8(images).numpy())
-    cost = f"{recipe.forwards} NFE" if recipe.forwards else "RK45's own NFE"
-    print(f"{n} images at {cost} from {model} -> {out}")
+    """From a set of images to a one-step generator."""
 
 
 @app.command()
@@ -86,7 +50,9 @@ def export(
     model: Annotated[Path, typer.Option(help="model file")] = Path("models/flow2.safetensors"),
     nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
     guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
-    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler up to 8 NFE, else heun; not edm-heun, rk45")
+    ] = None,
     grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
 ) -> None:
     """Writes a generator for other runtimes: noise (and label) in, images in [-1, 1] out."""
@@ -115,15 +81,17 @@ def import_checkpoint(
 
     document = None
     if arch is not None:
-        sizes = tuple(int(n) if n.strip().isdigit() else 0 for n in shape.split(","))
+        sizes = tuple(int(n) if re.fullmatch(" *[0-9]{1,5} *", n) else 0 for n in shape.split(","))
         if len(sizes) != 3 or not all(sizes):
             raise UserError(f"--shape is '{shape}'; it must be three numbers such as 3,32,32")
         network = params.load(arch).network
-        if network.conditional and not classes:
+        if classes < 0 or (network.conditional and not classes):
             raise UserError(f"the network of {arch} is conditional; give --classes")
         document = build.architecture(network, sizes, classes)
     start = 1.0 if rectified else importing.EDM_START
-    about = importing.convert(source, target, document, start=start)
+    about = importing.convert(
+        source, target, document, start=start, say=lambda note: print(f"note: {note}")
+    )
     found = about["architecture"]
     print(f"{target}: {found['arch']} of {'x'.join(map(str, found['shape']))} images, "
           f"{found['classes'] or 'no'} classes, from {source} (sha256 "
@@ -206,7 +174,16 @@ def pairs_digest(path: Path) -> None:
 def entry() -> None:
     """The ``rfpp`` command: user errors are one line and exit code 2."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(1)
+    except USAGE as error:
+        text = error.format_message()
+        if "\n" in text:  # help, for a command without arguments
+            error.show()
+        else:
+            print(f"rfpp: {quoted(text, 400)}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         stage.distrust(error)
         print(f"rfpp: {error}", file=sys.stderr)

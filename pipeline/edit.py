@@ -14,8 +14,9 @@ import torch
 import typer
 from torch import Tensor
 
+from pipeline import draw
 from pipeline.evaluate import save_grid
-from rfpp_core import build, files, pixels, runtime, sources
+from rfpp_core import files, pixels, runtime, sources
 from rfpp_core.errors import UserError
 from rfpp_core.sampling import Flow, Recipe, slerp
 
@@ -23,9 +24,10 @@ Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
 Out = Annotated[Path, typer.Option(help="folder for the results")]
 Nfe = Annotated[int, typer.Option(help="network evaluations each way")]
-Solver = Annotated[str, typer.Option(help="euler, midpoint, heun or rk45")]
+Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, edm-heun or rk45")]
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
 FLOW2, OUT = Path("models/flow2.safetensors"), Path("edited")
+MOST = 1000  # images of a strip
 
 
 def invert(
@@ -51,8 +53,9 @@ def interpolate(
 ) -> None:  # fmt: skip
     """Between the first two images, by spherical interpolation of their noises."""
     flow, x, recipe = _open(model, images, solver, nfe)
-    if len(x) < 2 or steps < 2:
-        raise UserError(f"interpolation takes two images and two steps; got {len(x)} and {steps}")
+    if len(x) < 2 or not 2 <= steps <= MOST:
+        raise UserError(f"interpolation takes two images and 2 to {MOST} steps; got {len(x)} and "
+                        f"{steps}")  # fmt: skip
     a, b = flow.invert(x[:2], recipe, _labels(label))
     z = slerp(a, b, torch.linspace(0, 1, steps))
     save_grid(flow.decode(z, recipe, _labels(label)), out / "strip.png", steps)
@@ -65,13 +68,15 @@ def translate(
     source: Annotated[int, typer.Option("--from", help="class of the images")],
     target: Annotated[int, typer.Option("--to", help="class to make of them")],
     model: Model = FLOW2, out: Out = OUT, nfe: Nfe = 8, solver: Solver = "euler",
+    guidance: Annotated[float, typer.Option(help="guidance scale towards the new class")] = 1.0,
 ) -> None:  # fmt: skip
     """Images of one class to another: inverted under one label, decoded under the other."""
     flow, x, recipe = _open(model, images, solver, nfe)
     if not flow.classes:
         raise UserError(f"{model} was trained without labels (network.conditional: false)")
+    guided = Recipe.of(flow, nfe, solver, guidance=guidance)
     z = flow.invert(x, recipe, [source])
-    moved = flow.decode(z, recipe, [target])
+    moved = flow.decode(z, guided, [target])
     _save_noises(out, z, source)
     save_grid(torch.stack((x, moved), 1).flatten(0, 1), out / "strip.png", 2)
     print(f"{len(x)} images from class {source} to {target} -> {out}")
@@ -80,8 +85,11 @@ def translate(
 def _open(
     model: Path, paths: Sequence[Path], solver: str, nfe: int
 ) -> tuple[Flow, Tensor, Recipe]:
-    flow = build.load_flow(model, runtime.device())
+    flow = draw.open_flow(model, runtime.device())
     recipe = Recipe.of(flow, nfe, solver)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give image files, folders or zips")
     channels, side, _ = flow.shape
     found = [image for path in paths for image in sources.images_at(path, channels, side)]
     return flow, pixels.to_float(torch.from_numpy(np.stack(found))), recipe

@@ -15,8 +15,8 @@ import torch
 
 from pipeline import devices, generate, perceptual_net, prepare, stage
 from rfpp_core import build, files, inception, perceptual, runtime
-from rfpp_core.decode import CorruptImage, Pixels, shown
-from rfpp_core.errors import UserError
+from rfpp_core.decode import CorruptImage, Pixels
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.params import Params, Training, load
 from rfpp_core.sources import Source
 from rfpp_core.zarr_io import check_shard
@@ -105,7 +105,7 @@ def _first(source: Source, skip_corrupt: bool) -> Pixels:
         try:
             return source.load(i)
         except CorruptImage as error:
-            why = f"{shown(name)} is not a readable image ({error})"
+            why = f"{quoted(name)} is not a readable image ({error})"
     raise UserError(f"{why}, nor are those after it; mend or remove them" if skip_corrupt else
                     f"{why}; remove it or set dataset.skip_corrupt: true")  # fmt: skip
 

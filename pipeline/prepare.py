@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline import console, stage
 from pipeline.source import FINGERPRINT, located
 from rfpp_core import data, files, params, sources
-from rfpp_core.decode import BACKGROUND, shown
-from rfpp_core.errors import UserError
+from rfpp_core.decode import BACKGROUND
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.listing import counted
 
 SUMMARY = Path("data/summary.json")
@@ -107,7 +107,7 @@ def problems(
                    f"lower it or give more")  # fmt: skip
     unseen = sorted(set(held_out.tolist()) - set(train.tolist()))
     if unseen:
-        name = shown(source.classes[unseen[0]]) if source.classes else "none"
+        name = quoted(source.classes[unseen[0]]) if source.classes else "none"
         yield (f"{len(unseen)} of the classes are only in the held-out split, the first is "
                f"{name}; give training images of them, or set dataset.labels: none")  # fmt: skip
 
@@ -160,7 +160,7 @@ def told(facts: dict[str, Any]) -> Iterator[str]:
            f"{facts['skipped']} skipped, {len(classes)} classes"
            f"{given if facts['split'] == 'given' else ''}")  # fmt: skip
     if classes:
-        some = [f"{shown(c['name'])} {c['train'] + c['held_out']}" for c in classes[:SHOWN]]
+        some = [f"{quoted(c['name'])} {c['train'] + c['held_out']}" for c in classes[:SHOWN]]
         more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
         yield f"classes: {', '.join(some)}{more}"
     common = sizes["common"]

@@ -41,8 +41,9 @@ def take_in(section: params.Pretrain) -> None:
     assert section.checkpoint is not None
     MODEL.parent.mkdir(exist_ok=True)
     importing.convert(
-        Path(section.checkpoint), MODEL, job().architecture, section.checkpoint_sha256
-    )
+        Path(section.checkpoint), MODEL, job().architecture, section.checkpoint_sha256,
+        say=lambda note: print(f"pretrain: {note}"),
+    )  # fmt: skip
     CURVE.parent.mkdir(exist_ok=True)
     stage.write_csv(CURVE, [{"step": 0, "loss": ""}])
     print(f"pretrain: {section.checkpoint} is flow1 (sha256 {section.checkpoint_sha256})")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rfpp_core import files
 from rfpp_core.decode import CorruptImage, decode
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.importing import EDM_START
 from rfpp_core.listing import unzip
 from rfpp_core.noise_check import NoiseCheck
@@ -59,7 +59,7 @@ class Archive:
         stems = [PurePosixPath(name).with_suffix("") for name in names]
         lost = [str(stem) for stem in stems if stem not in of_stem]
         if lost or not names or len(of_stem) != len(stems):
-            first = f", the first {lost[0]}.bin" if lost else ""
+            first = f", the first {quoted(lost[0])}.bin" if lost else ""
             raise UserError(
                 f"{images} and {noises} do not belong together: {len(pictures)} images and "
                 f"{len(names)} noises, {len(lost)} noises without an image{first}"
@@ -69,21 +69,23 @@ class Archive:
         self.labels = np.array([rows.get(name, -1) for name in self.images], np.int16)
         if rows and (self.labels < 0).any():
             first = self.images[int(np.argmax(self.labels < 0))]
-            raise UserError(f"{labels} has no label (0 to 32767) for {first}")
+            raise UserError(f"{labels} has no label (0 to 32767) for {quoted(first)}")
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """uint8 (C, H, W), RGB."""
         try:
             return decode(self._image(self.images[i]), 3, None)
         except CorruptImage as error:
-            raise UserError(f"{self.images[i]} is not a readable image ({error})") from None
+            raise UserError(
+                f"{quoted(self.images[i])} is not a readable image ({error})"
+            ) from None
 
     def noise(self, i: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """float32 (C, H, W)."""
         data = self._noise(self.noises[i])
         if len(data) != 32:
-            raise UserError(f"{self.noises[i]} in {self.path} is {len(data)} bytes, not a PCG64 "
-                            f"state of 32")  # fmt: skip
+            raise UserError(f"{quoted(self.noises[i])} in {self.path} is {len(data)} bytes, not a "
+                            f"PCG64 state of 32")  # fmt: skip
         state, increment = (int.from_bytes(data[k : k + 16], "big") for k in (0, 16))
         bits = np.random.PCG64()
         bits.state = {
@@ -135,7 +137,9 @@ def convert(
         index = range(*store.span(shard))
         images = [archive.image(i) for i in index]
         if wrong := [i for i, x in zip(index, images, strict=True) if x.shape != shape]:
-            raise UserError(f"{archive.images[wrong[0]]} is not of {h}x{w} pixels as the first")
+            raise UserError(
+                f"{quoted(archive.images[wrong[0]])} is not of {h}x{w} pixels as the first"
+            )
         noises = np.stack([archive.noise(i, shape) for i in index])
         labels = archive.labels[index.start : index.stop]
         store.commit(shard, Pairs(np.stack(images), labels, noises), made_by="import")
@@ -187,7 +191,7 @@ def _labels(path: Path) -> dict[str, int]:
             rows = [row for row in csv.reader(file) if row]
         found = {row[0].strip(): int(row[1]) for row in rows}
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV of image,label rows: {error}") from None
+        raise UserError(f"{path} is not a CSV of image,label rows: {quoted(error)}") from None
     if wrong := [name for name, label in found.items() if not 0 <= label < 2**15]:
-        raise UserError(f"{path}: the label of {wrong[0]} is out of range 0..32767")
+        raise UserError(f"{path}: the label of {quoted(wrong[0])} is out of range 0..32767")
     return found

@@ -70,7 +70,8 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
     """The preconditioned network of an architecture document, its weights drawn from ``seed``.
 
     Raises:
-        UserError: if the document is not one, or the image does not halve often enough.
+        UserError: if the document is not one, the image does not halve often enough, or a width
+            does not split into the groups of its normalisation or the heads of its attention.
     """
     network = architecture_of(arch)
     _, h, w = network.shape
@@ -82,7 +83,13 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
-        model = NETWORKS[network.arch](network, dropout)
+        try:
+            model = NETWORKS[network.arch](network, dropout)
+        except ValueError as error:  # of torch's GroupNorm, or of attention
+            raise UserError(
+                f"network.channels {network.channels} with multipliers {[*network.multipliers]} "
+                f"makes no {network.arch}: {error}; take a multiple of 32"
+            ) from None
     return PRECONDITIONINGS[network.precond](model, network)
 
 
@@ -120,8 +127,11 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     Raises:
         UserError: if the file is missing, damaged, or its weights do not fit its architecture.
     """
-    path = Path(path)
-    loaded = checkpoint.load(path)
+    return flow_of(checkpoint.load(Path(path)), Path(path), device)
+
+
+def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
+    """The flow of weights and a document that were read from ``path``, as :func:`load_flow`."""
     about = loaded.about
     arch = about.get("architecture")
     if not isinstance(arch, dict):

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rfpp_core import files
-from rfpp_core.errors import Damaged, UserError
+from rfpp_core.errors import Damaged, UserError, quoted
 
 KEY, DIGEST = "rfpp", "sha256"
 
@@ -139,7 +139,7 @@ def check_fit(
         UserError: with the list of differences.
     """
     wrong = [f"{name} missing" for name in want.keys() - have.keys()]
-    wrong += [f"{name} unknown" for name in have.keys() - want.keys()]
+    wrong += [f"{quoted(name)} unknown" for name in have.keys() - want.keys()]
     wrong += [f"{name} is {have[name]}, not {want[name]}" for name in want.keys() & have.keys()
               if have[name] != want[name]]  # fmt: skip
     if wrong:

@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from rfpp_core.decode import CorruptImage, Pixels, shown
-from rfpp_core.errors import Damaged, UserError
+from rfpp_core.decode import CorruptImage, Pixels
+from rfpp_core.errors import Damaged, UserError, quoted
 from rfpp_core.shelf import MEMORY, Shelf, flush
 from rfpp_core.sources import Source
 from rfpp_core.zarr_io import create_array, open_group
@@ -161,7 +161,7 @@ def write(
             try:
                 pixels = source.load(i)
             except CorruptImage as error:
-                corrupt.append(f"{shown(source.keys[i])}: {error}")
+                corrupt.append(f"{quoted(source.keys[i])}: {error}")
                 continue
             if writer is None:
                 shape = pixels.shape

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 
 # What is read is said here, not by what Pillow can: its EPS reader, for one, runs Ghostscript.
 FORMATS = (
@@ -116,7 +116,7 @@ def decode(
         side = (resolution, resolution)
         image = ImageOps.fit(image, side, Image.Resampling.LANCZOS, centering=(0.5, 0.5))
     elif image.width != image.height:
-        raise UserError(f"{shown(name)} is {image.width}x{image.height} pixels; set "
+        raise UserError(f"{quoted(name)} is {image.width}x{image.height} pixels; set "
                         f"dataset.resolution to cut out squares of one size")  # fmt: skip
     array = np.asarray(image, dtype=np.uint8)
     pixels = array[None] if channels == 1 else array.transpose(2, 0, 1)
@@ -141,10 +141,10 @@ def _opened(data: bytes, mode: str, name: str) -> tuple[Image.Image, Form]:
             return Image.fromarray(_of_16_bits(image, opened)).convert(mode), form
     if form.mode in ("I", "F"):
         kind = "integers" if form.mode == "I" else "floats"
-        raise UserError(f"{shown(name)} holds signed or 32-bit {kind}, whose black and white are "
+        raise UserError(f"{quoted(name)} holds signed or 32-bit {kind}, whose black and white are "
                         f"not known; store it with 8 bits, or 16 unsigned")  # fmt: skip
     if form.mode not in CONVERTIBLE:
-        raise UserError(f"{shown(name)} has the mode {form.mode}, which is not read here; store "
+        raise UserError(f"{quoted(name)} has the mode {form.mode}, which is not read here; store "
                         f"it as grey or RGB")  # fmt: skip
     return (_composited(image, raw) if transparent else image).convert(mode), form
 
@@ -175,16 +175,9 @@ def _composited(image: Image.Image, raw: str) -> Image.Image:
     return Image.alpha_composite(ground, image.convert("RGBA"))
 
 
-def shown(name: object) -> str:
-    """A stranger's name for a message: one line, no control characters, not without end."""
-    text = str(name)
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= 200 else f"{text[:97]}...{text[-97:]}"
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type; of a system's error its cause alone."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [""])[0]
-    return shown(line) or type(error).__name__
+    return quoted(line) or type(error).__name__

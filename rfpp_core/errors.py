@@ -5,6 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def quoted(text: object, most: int = 200) -> str:
+    """Foreign text for a message: what a terminal would act on is escaped (line ends, ESC,
+    characters that turn the direction of writing), and what is longer than ``most`` is cut."""
+    try:
+        raw = str(text)
+    except ValueError:  # a number of thousands of digits
+        raw = f"a {type(text).__name__} too long to print"
+    cut = raw if len(raw) <= most else f"{raw[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
 class UserError(Exception):
     """One clear line: what is wrong, what is allowed, what to do.  Stages exit with code 2."""
 

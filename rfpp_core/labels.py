@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rfpp_core.decode import first_line, shown
-from rfpp_core.errors import UserError
+from rfpp_core.decode import first_line
+from rfpp_core.errors import UserError, quoted
 
 TRAIN = {"train", "training"}
 HELD_OUT = {
@@ -52,7 +52,7 @@ def split_of(names: Names) -> tuple[Names, NDArray[np.bool_] | None]:
         return names, None
     if others or any(len(name.parts) == 1 for name in names):
         other = others[0] if others else next(str(n) for n in names if len(n.parts) == 1)
-        raise UserError(f"{_listed(train + held)} look like a split, but {shown(other)} lies "
+        raise UserError(f"{_listed(train + held)} look like a split, but {quoted(other)} lies "
                         f"beside them; keep train and held-out folders only, or set "
                         f"dataset.path to one of them")  # fmt: skip
     if not train:
@@ -71,7 +71,7 @@ def of_folders(names: Names) -> Labels:
     beside = [name for name in names if len(name.parts) < 2]
     tops = sorted({name.parts[0] for name in names if len(name.parts) > 1})
     if beside and tops:
-        raise UserError(f"{shown(beside[0])} lies beside the class folders {_listed(tops)} (of "
+        raise UserError(f"{quoted(beside[0])} lies beside the class folders {_listed(tops)} (of "
                         f"such images there are {len(beside)}); move it into one of them, or set "
                         f"dataset.labels: none")  # fmt: skip
     if not tops:
@@ -102,7 +102,7 @@ def of_dataset_json(
         rows = document["labels"]
         for row in rows if isinstance(rows, list) else [] if rows is None else [rows]:
             if not _is_row(row):
-                raise UserError(f"{shown(where)} has the label {shown(json.dumps(row))}; a row "
+                raise UserError(f"{quoted(where)} has the label {quoted(json.dumps(row))}; a row "
                                 f"must be [name, class number from 0]")  # fmt: skip
             name = PurePosixPath(where).parent / row[0].replace("\\", "/")
             _enter(found, name.as_posix(), str(row[1]), where)
@@ -117,7 +117,7 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(where)} is no readable JSON: {first_line(error)}; mend it, or "
+        raise UserError(f"{quoted(where)} is no readable JSON: {first_line(error)}; mend it, or "
                         f"set dataset.labels: none") from None  # fmt: skip
     return document if isinstance(document, dict) else {}
 
@@ -137,23 +137,23 @@ def of_table(path: Path, names: Sequence[str]) -> Labels:
     found: dict[str, str] = {}
     for name, label in rows:
         if not label:
-            raise UserError(f"{shown(path)} has an empty label for {shown(name)}; give it one, or "
-                            f"take the image out of the set")  # fmt: skip
+            raise UserError(f"{quoted(path)} has an empty label for {quoted(name)}; give it one, "
+                            f"or take the image out of the set")  # fmt: skip
         _enter(found, name, label, str(path))
     return _looked_up(found, names, str(path))
 
 
 def _enter(found: dict[str, str], name: str, label: str, where: str) -> None:
     if found.setdefault(name, label) != label:
-        raise UserError(f"{shown(where)} gives {shown(name)} the labels {shown(found[name])} and "
-                        f"{shown(label)}; keep one")  # fmt: skip
+        raise UserError(f"{quoted(where)} gives {quoted(name)} the labels {quoted(found[name])} "
+                        f"and {quoted(label)}; keep one")  # fmt: skip
 
 
 def _looked_up(found: dict[str, str], names: Sequence[str], where: str) -> Labels:
     lost = [name for name in names if name not in found]
     if lost:
-        raise UserError(f"{shown(where)} has no label for {len(lost)} of {len(names)} images of "
-                        f"the set, the first is {shown(lost[0])}")  # fmt: skip
+        raise UserError(f"{quoted(where)} has no label for {len(lost)} of {len(names)} images of "
+                        f"the set, the first is {quoted(lost[0])}")  # fmt: skip
     return _numbered([found[name] for name in names])
 
 
@@ -163,18 +163,18 @@ def _rows(path: Path, names: set[str]) -> list[tuple[str, str]]:
         text = path.read_bytes().decode("utf-8-sig")
         tables = [list(csv.reader(io.StringIO(text, newline=""), delimiter=d)) for d in ",;\t"]
     except UnicodeDecodeError:
-        raise UserError(f"dataset.labels {shown(path)} is not UTF-8 text; save it as CSV "
+        raise UserError(f"dataset.labels {quoted(path)} is not UTF-8 text; save it as CSV "
                         f"UTF-8") from None  # fmt: skip
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"dataset.labels {shown(path)} cannot be read: "
+        raise UserError(f"dataset.labels {quoted(path)} cannot be read: "
                         f"{first_line(error)}") from None  # fmt: skip
     found = [[_row(row) for row in table if row and _row(row)[0] in names] for table in tables]
     best = max(found, key=lambda rows: (len(rows), sum(bool(label) for _, label in rows)))
     if not best:
         line = next((line for line in text.splitlines() if line.strip()), "")
-        raise UserError(f"no row of {shown(path)} names an image of the set; a row must be "
-                        f"name,label with names such as {shown(min(names))}, its first is "
-                        f"{shown(line) or 'missing'}")  # fmt: skip
+        raise UserError(f"no row of {quoted(path)} names an image of the set; a row must be "
+                        f"name,label with names such as {quoted(min(names))}, its first is "
+                        f"{quoted(line) or 'missing'}")  # fmt: skip
     return best
 
 
@@ -198,5 +198,5 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    some = ", ".join(shown(name) for name in names[:5])
+    some = ", ".join(quoted(name) for name in names[:5])
     return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")

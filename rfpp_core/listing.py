@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from rfpp_core.decode import CorruptImage, first_line, shown, suffixes
-from rfpp_core.errors import UserError
+from rfpp_core.decode import CorruptImage, first_line, suffixes
+from rfpp_core.errors import UserError, quoted
 
 LABELS = "dataset.json"  # of NVlabs' dataset tool
 MAX_ENTRY = 64 << 20  # bytes of one file, uncompressed
@@ -61,7 +61,7 @@ def listing(path: Path) -> Listing:
     """
     found = unzip(path, {*suffixes(), LABELS}) if is_zip(path) else _folder(path)
     if all(PurePosixPath(name).name == LABELS for name in found.names):
-        raise UserError(f"{shown(path)} holds no images (of {', '.join(sorted(suffixes()))})"
+        raise UserError(f"{quoted(path)} holds no images (of {', '.join(sorted(suffixes()))})"
                         f"{_instead(found.ignored)}")  # fmt: skip
     return found
 
@@ -77,22 +77,22 @@ def is_zip(path: Path) -> bool:
         if stat.S_ISDIR(mode):
             return False
         if not stat.S_ISREG(mode):  # a pipe would be waited for
-            raise UserError(f"{shown(path)} is neither a folder nor a file; give one of images")
+            raise UserError(f"{quoted(path)} is neither a folder nor a file; give one of images")
         with path.open("rb") as file:
             head = file.read(512)
         if zipfile.is_zipfile(path):
             return True
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{shown(path)} does not exist; give a folder or a zip of images (in "
+        raise UserError(f"{quoted(path)} does not exist; give a folder or a zip of images (in "
                         f"params.yaml by dataset.path)") from None  # fmt: skip
     except (OSError, ValueError) as error:
         raise _unreadable(str(path), error) from None
     if head.startswith(b"PK\3\4"):
-        raise UserError(f"{shown(path)} is a zip that is cut short or damaged: its directory, "
+        raise UserError(f"{quoted(path)} is a zip that is cut short or damaged: its directory, "
                         f"which comes last, is missing; copy or download it again")  # fmt: skip
     kinds = (kind for at, magic, kind in MAGIC if head[at : at + len(magic)] == magic)
     kind = next(kinds, "neither a folder nor a zip")
-    raise UserError(f"{shown(path)} is {kind}; give a folder of image files or a zip of them "
+    raise UserError(f"{quoted(path)} is {kind}; give a folder of image files or a zip of them "
                     f"(unpack an archive of another kind first)")  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def counted(ignored: Mapping[str, int]) -> str:
 
 
 def _unreadable(name: str, error: BaseException) -> UserError:
-    return UserError(f"{shown(name)} cannot be read: {first_line(error)}; mend or remove it")
+    return UserError(f"{quoted(name)} cannot be read: {first_line(error)}; mend or remove it")
 
 
 class _Sieve:
@@ -135,7 +135,7 @@ class _Sieve:
         suffix = name.suffix.lower()
         if suffix in self.wanted or name.name in self.wanted:
             return True
-        suffix = shown(suffix) or "without suffix"
+        suffix = quoted(suffix) or "without suffix"
         full = len(self.others) >= OTHER_SUFFIXES and suffix not in self.others
         self.others["others" if full else suffix] += 1
         return False
@@ -185,8 +185,8 @@ def _walk(root: Path, sieve: _Sieve) -> Iterator[str]:
             raise _unreadable(where, error) from None
         first = seen.setdefault((status.st_dev, status.st_ino), where)
         if first != where:
-            raise UserError(f"{shown(where)} and {shown(first)} are one folder, by a link; remove "
-                            f"the link")  # fmt: skip
+            raise UserError(f"{quoted(where)} and {quoted(first)} are one folder, by a link; "
+                            f"remove the link")  # fmt: skip
         for entry in entries:
             name = folder / entry.name
             if sieve.hides(name):
@@ -213,13 +213,13 @@ def _check_file(root: Path, name: PurePosixPath) -> None:
         str(name).encode()
         regular = stat.S_ISREG(os.stat(root / name).st_mode)
     except FileNotFoundError:
-        raise UserError(f"{shown(name)} is a link to nothing; mend or remove it") from None
+        raise UserError(f"{quoted(name)} is a link to nothing; mend or remove it") from None
     except UnicodeEncodeError:
-        raise UserError(f"the name of {shown(name)} is not UTF-8; rename it") from None
+        raise UserError(f"the name of {quoted(name)} is not UTF-8; rename it") from None
     except OSError as error:
         raise _unreadable(str(name), error) from None
     if not regular:
-        raise UserError(f"{shown(name)} is no regular file; remove it")
+        raise UserError(f"{quoted(name)} is no regular file; remove it")
     if not os.access(root / name, os.R_OK):
         raise _unreadable(str(name), PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
@@ -234,7 +234,7 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory brings about whatever zipfile trips on
-        raise UserError(f"{shown(path)} is not a readable zip: {first_line(error)}") from None
+        raise UserError(f"{quoted(path)} is not a readable zip: {first_line(error)}") from None
     sieve, entries = _Sieve(suffixes() if wanted is None else wanted), {}
     for entry in archive.infolist():
         if entry.is_dir():
@@ -243,7 +243,7 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
         name = PurePosixPath(entry.filename)
         if sieve.takes(name):
             if name.as_posix() in entries:
-                raise UserError(f"{shown(path)} has two entries {shown(name)}; pack it again")
+                raise UserError(f"{quoted(path)} has two entries {quoted(name)}; pack it again")
             _check_packing(path, entry)
             entries[name.as_posix()] = entry
 
@@ -261,18 +261,18 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     name = PurePosixPath(entry.filename)
     if name.is_absolute() or ".." in name.parts or "\\" in entry.filename:
-        raise UserError(f"{shown(path)} has an entry outside itself: {entry.filename!a}")
+        raise UserError(f"{quoted(path)} has an entry outside itself: {entry.filename!a}")
     ratio = entry.file_size / max(1, entry.compress_size)
     if entry.file_size > MAX_ENTRY or (entry.file_size > 1 << 20 and ratio > MAX_RATIO):
-        raise UserError(f"{shown(path)} has an entry of absurd size: {entry.filename!a} "
+        raise UserError(f"{quoted(path)} has an entry of absurd size: {entry.filename!a} "
                         f"unpacks to {entry.file_size:,} bytes")  # fmt: skip
 
 
 def _check_packing(path: Path, entry: zipfile.ZipInfo) -> None:
     if entry.flag_bits & 1:
-        raise UserError(f"{shown(path)} is encrypted ({shown(entry.filename)}); unpack it and "
+        raise UserError(f"{quoted(path)} is encrypted ({quoted(entry.filename)}); unpack it and "
                         f"give the folder")  # fmt: skip
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(f"{shown(path)} packs {shown(entry.filename)} by method "
+        raise UserError(f"{quoted(path)} packs {quoted(entry.filename)} by method "
                         f"{entry.compress_type}, which can unpack without end; pack it again by "
                         f"deflate")  # fmt: skip

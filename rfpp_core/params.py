@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rfpp_core import yaml_file
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 
 Positive = Annotated[int, Field(gt=0, le=10**14)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -61,7 +61,7 @@ class Network(Section):
     """
 
     arch: Literal["small_unet", "ncsnpp", "ddpmpp", "adm"] = "small_unet"
-    channels: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 32
+    channels: Annotated[int, Field(ge=4, le=4096, multiple_of=4)] = 32  # see also `build.field`
     multipliers: Annotated[
         tuple[Annotated[int, Field(gt=0, le=64)], ...], Field(min_length=1, max_length=6)
     ] = (1, 2)
@@ -443,7 +443,7 @@ def explained(error: ValidationError) -> str:
 
 def _explain(error: Any) -> str:
     parts = [part for part in error["loc"] if part != "[key]"]
-    name, given = _printable(".".join(map(str, parts))), _printable(_SHORT.repr(error["input"]))
+    name, given = quoted(".".join(map(str, parts)), 400), quoted(_SHORT.repr(error["input"]), 400)
     match error["type"]:
         case "extra_forbidden":
             return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"
@@ -451,16 +451,10 @@ def _explain(error: Any) -> str:
             return f"{name} is missing"
         case "string_type" if isinstance(error["input"], int):
             return f"{name} is {given}: it must be a string; write it in quotes"
-    message = _printable(error["msg"].removeprefix("Value error, "))
+    message = quoted(error["msg"].removeprefix("Value error, "), 400)
     if error["type"] == "value_error":
         return f"{name}: {message}" if name else message
     return f"{name} is {given}: {message[0].lower()}{message[1:]}"
-
-
-def _printable(text: str) -> str:
-    """Control characters of a file escaped, and long texts shortened."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:

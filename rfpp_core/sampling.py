@@ -6,6 +6,7 @@ micro-batch; micro-batches are aligned with the index, so threads and workers ch
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from rfpp_core import noise, schedules
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.flow import Field
 from rfpp_core.runtime import cores, map_exact
-from rfpp_core.solvers import ADAPTIVE, Last, Solution, adaptive, solve, steps_for
+from rfpp_core.solvers import ADAPTIVE, SOLVERS, Last, Solution, adaptive, solve, steps_for
 
 MICRO_BATCH = 250
+MOST, MOST_NFE = 1 << 24, 100_000  # images at a time, evaluations an image
+RK2 = r"rk2:(0\.\d*[1-9]\d*|1(\.0+)?)"
 
 
 class Guided:
@@ -65,20 +68,26 @@ class Recipe:
         Raises:
             UserError: if the words are wrong.
         """
-        if nfe < 1:
-            raise UserError(f"nfe must be at least 1; got {nfe}")
+        if not 1 <= nfe <= MOST_NFE:
+            raise UserError(f"nfe must be at least 1 and at most {MOST_NFE}; got {nfe}")
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"guidance must be a finite number of at least 0, 1 for none; got "
+                            f"{guidance}")  # fmt: skip
         if guidance != 1 and not flow.classes:
             raise UserError("guidance needs a flow with labels (network.conditional: true)")
         named = grid in ("", "uniform", "karras")
         try:
             times = () if named else tuple(float(time) for time in grid.split(","))
         except ValueError:
-            raise UserError(f"the grid is '{grid}'; it must be uniform, karras or times such as "
-                            f"1,0.8") from None  # fmt: skip
+            raise UserError(f"the grid is '{quoted(grid)}'; it must be uniform, karras or times "
+                            f"such as 1,0.8") from None  # fmt: skip
         solver = solver or ("euler" if nfe <= 8 else "heun")
         if solver == ADAPTIVE:
             return cls(solver, guidance=guidance)
         recipe = cls(solver, nfe, (grid or "uniform") if named else "uniform", times, guidance)
+        if solver not in (*SOLVERS, ADAPTIVE) and not re.fullmatch(RK2, solver):
+            raise UserError(f"unknown solver '{quoted(solver)}'; there are {', '.join(SOLVERS)}, "
+                            f"{ADAPTIVE} and rk2:<delta>, 0 < delta <= 1")  # fmt: skip
         recipe.plan(flow.start)
         return recipe
 
@@ -203,11 +212,19 @@ class Flow:
         Raises:
             UserError: if n or nfe is below 1 or a label is out of range.
         """
-        if n < 1 or nfe < 1:
-            raise UserError(f"n and nfe must be at least 1; got n = {n}, nfe = {nfe}")
+        if not 1 <= n <= MOST or nfe < 1:
+            raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}, "
+                            f"nfe = {nfe}")  # fmt: skip
         recipe = recipe or Recipe("euler" if nfe <= 8 else "heun", nfe)
         key = noise.subkey(seed, "sample")
         return self.from_noise_key(key, n, recipe, self._labels(key, n, labels))
+
+    def labels(self, n: int, seed: int, given: Sequence[int] | None = None) -> list[int] | None:
+        """The labels of n images as :meth:`sample` takes or draws them; None without classes."""
+        if not 1 <= n <= MOST:
+            raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}")
+        found = self._labels(noise.subkey(seed, "sample"), n, given)
+        return None if found is None else [int(y) for y in found]
 
     def from_noise_key(
         self, key: int, n: int, recipe: Recipe, labels: Tensor | None = None

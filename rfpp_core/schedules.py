@@ -42,7 +42,7 @@ def custom(times: Sequence[float]) -> Tensor:
     grid = torch.tensor(times, dtype=torch.float64)
     if not len(grid) or grid[-1] != 0:
         grid = torch.cat((grid, grid.new_zeros(1)))
-    if len(grid) < 2 or grid[0] > 1 or bool((grid.diff() >= 0).any()):
+    if len(grid) < 2 or not grid[0] <= 1 or not bool((grid.diff() < 0).all()):
         raise ValueError(f"a grid must fall strictly within [0, 1]; got {list(times)}")
     return grid
 

@@ -199,7 +199,8 @@ def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
             return edm(), edm(heun=False)
     if solver.startswith("rk2:"):
         return rk2(float(solver[4:])), euler
-    raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)} and rk2:<delta>")
+    raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)}, "
+                     f"rk2:<delta> and, where no NFE is asked for, {ADAPTIVE}")  # fmt: skip
 
 
 def steps_for(solver: str, nfe: int) -> tuple[int, Last]:

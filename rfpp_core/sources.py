@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from rfpp_core.decode import CorruptImage, Forms, Pixels, decode, first_line, shown
-from rfpp_core.errors import UserError
+from rfpp_core.decode import CorruptImage, Forms, Pixels, decode, first_line
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.labels import below_common, none, of_dataset_json, of_folders, of_table, split_of
 from rfpp_core.listing import LABELS, Listing, listing, reader
 from rfpp_core.noise import subkey
@@ -125,8 +125,8 @@ def folder(
         if pixels.shape != expected[0]:
             size = "x".join(map(str, pixels.shape[1:]))
             first = "x".join(map(str, expected[0][1:]))
-            raise UserError(f"{shown(names[i])} is {size} pixels, not {first} as the first image; "
-                            f"set dataset.resolution to bring all to one size")  # fmt: skip
+            raise UserError(f"{quoted(names[i])} is {size} pixels, not {first} as the first image"
+                            f"; set dataset.resolution to bring all to one size")  # fmt: skip
         return pixels
 
     return Source(names, numbers, classes, load, held_out, forms, found.ignored)
@@ -136,7 +136,7 @@ def _text(found: Listing, name: str) -> bytes:
     try:
         return found.read(name)
     except CorruptImage as error:
-        raise UserError(f"{shown(name)} cannot be read: {error}") from None
+        raise UserError(f"{quoted(name)} cannot be read: {error}") from None
 
 
 def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
@@ -146,7 +146,7 @@ def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
         UserError: if there is none or one is corrupt.
     """
     if not os.path.exists(path):
-        raise UserError(f"{shown(path)} does not exist; give image files, folders or zips")
+        raise UserError(f"{quoted(path)} does not exist; give image files, folders or zips")
     if path.is_file() and not zipfile.is_zipfile(path):  # whatever it is called
         found = Listing([path.name], reader(path.parent))
     else:
@@ -157,7 +157,7 @@ def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
             if PurePosixPath(name).name != LABELS:
                 images.append(decode(found.read(name), channels, resolution, name))
         except CorruptImage as error:
-            raise UserError(f"{shown(name)} is not a readable image ({error})") from None
+            raise UserError(f"{quoted(name)} is not a readable image ({error})") from None
     return images
 
 

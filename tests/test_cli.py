@@ -1,6 +1,7 @@
 """What a user can get wrong is one clear line and exit code 2, without a traceback."""
 
 import importlib
+import json
 import subprocess
 import sys
 from typing import NamedTuple
@@ -8,12 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pipeline import cli, stage
+from pipeline.evaluate import save_grid
 from rfpp_core import build, checkpoint
 from rfpp_core.pair_spec import Pairs
 from rfpp_core.pairs import PairStore
-from tests.conftest import ROOT, SMOKE, save_tiny, spec_for, tiny_arch
+from rfpp_core.pixels import to_uint8
+from tests.conftest import ROOT, SMOKE, randomised, save_tiny, spec_for, tiny_arch
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
@@ -50,6 +54,7 @@ def rfpp(call):
 def here(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     save_tiny(path / "flow.safetensors")
+    (path / "dvc.yaml").touch()
     tensors = build.field(tiny_arch()).state_dict()
     tensors["model.stem.weight"] = torch.zeros(2, 2)
     checkpoint.save(path / "wrong.safetensors", tensors, {"architecture": tiny_arch()})
@@ -247,3 +252,137 @@ def test_as_a_command(here):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "rfpp: nfe must be at least 1; got 0\n"
+
+
+@pytest.fixture(scope="module")
+def labelled(here):
+    return save_tiny(here / "labelled.safetensors", classes=3)
+
+
+FLOW = ["--model", "flow.safetensors"]
+LABELLED = ["--model", "labelled.safetensors"]
+
+
+@pytest.mark.parametrize("command", [
+    ["sample"], ["export", "x.onnx"], ["translate", "pictures", "--from", "0", "--to", "1"],
+])  # fmt: skip
+@pytest.mark.parametrize("scale", ["nan", "inf", "-1"])
+def test_a_guidance_that_is_no_scale(here, pictures, labelled, rfpp, command, scale):
+    done = rfpp(*command, *LABELLED, "--guidance", scale, cwd=here)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rfpp: guidance must be a finite number of at least 0")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["sample", *FLOW, "--n", "nan"], "'--n'"),
+    (["sample", *FLOW, "--n", "-3"], "n and nfe must be at least 1"),
+    (["sample", *FLOW, "--n", "9" * 30], "--n is 9"),
+    (["sample", *FLOW, "--nfe", "9" * 12], "at most 100000"),
+    (["sample", *FLOW, "--seed", "x"], "'--seed'"),
+    (["sample", *FLOW, "--nfe", "2", "--grid", "nan,0.5"], "a grid must fall strictly"),
+    (["sample", *FLOW, "--solver", "x\x1b[2J"], "rk45"),
+    (["sample", *FLOW, "--solver", "rk2:nan"], "rk2:<delta>, 0 < delta <= 1"),
+    (["sample", "--model", "."], "holds no training state"),
+    (["invert", "nope.png", *FLOW], "nope.png does not exist; give image files, folders or zips"),
+    (["interpolate", "pictures", *FLOW, "--steps", "100000000"], "2 to 1000 steps"),
+    (["import-checkpoint", "a", "b", "--arch", str(SMOKE), "--shape", "nan"], "--shape is 'nan'"),
+    (["import-checkpoint", "a", "b", "--arch", str(SMOKE), "--shape", "3,9999999,3"], "--shape"),
+    (["sample", "--wrong"], "No such option"),
+    (["preset", "digits", "--set", "reflow.steps"], "must be like reflow.steps=100"),
+    (["preset", "digits", "--set", "reflow.steps=x"], "reflow.steps is 'x'"),
+    (["preset", "digits", "--set", "reflow.stepz=3"], "unknown param 'reflow.stepz'"),
+    (["preset", "digits", "--set", "seed.x=3"], "no place in a params file"),
+    (["preset", "digits", "--set", "seed=[1"], "no value in YAML"),
+    (["preset", "digits", "--set", "seed=1\nx: 2"], "--set"),
+])  # fmt: skip
+def test_odd_values(here, pictures, rfpp, args, message):
+    done = rfpp(*args, cwd=here)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "params.yaml" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
+    assert not (here / "params.yaml.bak2").exists()
+
+
+def test_version(here, rfpp):
+    done = rfpp("--version", cwd=here)
+    assert (done.returncode, done.stdout[:6]) == (0, "rfpp 0")
+    assert "Usage" in rfpp(cwd=here).stdout + rfpp(cwd=here).stderr
+
+
+def test_a_preset_outside_a_project(tmp_path, rfpp):
+    done = rfpp("preset", "smoke", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no dvc.yaml" in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert rfpp("preset", "smoke", "--out", "x.yaml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_values_set_beside_a_preset(tmp_path, rfpp, name):
+    """They are there, all else is the preset's, and so are its comments."""
+    values = ["reflow.times.law=uniform", "seed=7", "evaluate.nfe=[1, 2]", "network.channels=12",
+              "dataset.limit=null", "evaluate.grids.2=[1.0, 0.8]", "finetunes={}"]  # fmt: skip
+    sets = [part for value in values for part in ("--set", value)]
+    done = rfpp("preset", name, *sets, "--out", "p.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text, before = (tmp_path / "p.yaml").read_text(), (ROOT / f"presets/{name}.yaml").read_text()
+    want, found = yaml.safe_load(before), yaml.safe_load(text)
+    want["reflow"]["times"]["law"], want["seed"], want["finetunes"] = "uniform", 7, {}
+    want["evaluate"] |= {"nfe": [1, 2], "grids": {**want["evaluate"]["grids"], "2": [1.0, 0.8]}}
+    want["network"]["channels"], want["dataset"]["limit"] = 12, None
+    found["evaluate"]["grids"] = {str(k): v for k, v in found["evaluate"]["grids"].items()}
+    assert found == want
+    comments = [line for line in before.splitlines() if line.strip().startswith("#")]
+    assert comments == [line for line in text.splitlines() if line.strip().startswith("#")]
+
+
+def test_labels_of_what_is_drawn(here, labelled, rfpp):
+    flow = build.load_flow(labelled)
+    assert rfpp("sample", *LABELLED, "--n", 7, "--out", "l.npz", cwd=here).returncode == 0
+    arrays = np.load(here / "l.npz")
+    again = to_uint8(flow.sample(7, labels=arrays["labels"].tolist())).numpy()
+    assert (arrays["images"] == again).all()
+    assert (arrays["images"] == to_uint8(flow.sample(7)).numpy()).all()
+    assert "24 images" in rfpp("sample", *LABELLED, "--out", "l.png", cwd=here).stdout
+    by_row = flow.sample(24, labels=[i // 8 for i in range(24)])
+    save_grid(by_row, here / "want.png", 8)
+    assert (here / "l.png").read_bytes() == (here / "want.png").read_bytes()
+    rfpp("sample", *LABELLED, "--n", 2, "--label", 1, "--out", "l.npz", cwd=here)
+    assert np.load(here / "l.npz")["labels"].tolist() == [1, 1]
+    rfpp("sample", *FLOW, "--n", 2, "--out", "l.npz", cwd=here)
+    assert np.load(here / "l.npz")["labels"].tolist() == [-1, -1]
+
+
+def test_translation_is_guided(here, pictures, labelled, rfpp):
+    strips = []
+    for scale in ("1", "4"):
+        done = rfpp("translate", "pictures", *LABELLED, "--from", 0, "--to", 1, "--guidance",
+                    scale, "--out", here / "guided", cwd=here)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        strips.append((here / "guided/strip.png").read_bytes())
+    assert strips[0] != strips[1]
+
+
+def test_a_state_is_sampled_by_its_average(here, rfpp):
+    arch = tiny_arch()
+    folder = here / "work/reflow/abc"
+    for step, seed in ((5, 1), (10, 2)):
+        net, average = (randomised(build.field(arch), s).state_dict() for s in (9, seed))
+        tensors = {f"net.{k}": t for k, t in net.items()} | {
+            f"ema.{k}": t for k, t in average.items()
+        }
+        checkpoint.save_state(folder, step, tensors, {"step": step})
+    done = rfpp("sample", "--model", folder, cwd=here)
+    assert done.returncode == 2
+    assert "names no architecture" in done.stderr
+    (folder / "identity.json").write_text(json.dumps({"architecture": arch}))
+    want = save_tiny(here / "want.safetensors", seed=2)
+    for name, path in (("s", folder), ("t", folder / "state-000000010.safetensors"), ("w", want)):
+        done = rfpp("sample", "--model", path, "--n", 3, "--out", f"{name}.npz", cwd=here)
+        assert done.returncode == 0, done.stderr
+    drawn = [np.load(here / f"{name}.npz")["images"] for name in "stw"]
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] == drawn[2]).all()

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfpp_core import foreign
+from rfpp_core import foreign, spans
 from rfpp_core.errors import UserError
 
 PERSISTENT = "torch_utils.persistence"
@@ -255,7 +255,7 @@ def test_a_tensor_without_place_in_safetensors_is_refused(tmp_path):
 PEAK = """
 import sys, torch
 from pathlib import Path
-from rfpp_core import foreign
+from rfpp_core import foreign, spans
 torch.set_num_threads(1)
 
 def memory(key):
@@ -454,7 +454,7 @@ def test_a_malicious_storage_is_refused_by_name(tmp_path):
         (pickle.dumps(call, 2), SYSTEM),
         (storage_head(call, 4), ""),
         (storage_head(0)[: -len(pickle.dumps(0, 2))] + claim(1, "posix system"), SYSTEM),
-        (storage_head(Call(bytearray, 1 << 40)), "builtins.bytearray"),
+        (storage_head(Call(bytearray, 1 << 40)), "__builtin__.bytearray"),
         (storage_head(Call(os.system, "#" * 9000)), SYSTEM),
         (storage_head("#" * 9000), "cut short"),
         (storage_head([]) + pickle.dumps([], 2), "a storage that is none"),
@@ -496,9 +496,9 @@ def test_a_claim_of_size_or_depth_is_refused_before_it_is_met(tmp_path, opcode):
 
 
 def test_an_endless_pickle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "MOST_READS", 10_000)
+    monkeypatch.setattr(spans, "MOST_READS", 10_000)
     refused(put(tmp_path / "bad.pkl", b"\x80\x04" + b"]" * 20_000), "longer than any network's")
-    monkeypatch.setattr(foreign, "LONGEST", 100)
+    monkeypatch.setattr(spans, "LONGEST", 100)
     refused(put(tmp_path / "bad.pkl", b"\x80\x04" + text("x" * 200)), "longer than any network's")
 
 
@@ -695,3 +695,104 @@ def test_damage_is_an_error_of_the_user_or_none(tmp_path):
     assert read
     assert errors
     assert "\n" not in "".join(errors)
+
+
+# ---- what a hostile file could cost, and genuine ones of other make
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_older_protocols_of_pickle_are_read(tmp_path, protocol):
+    """Protocol 2 has no bytes: it writes them as the UTF-8 of their Latin-1."""
+    net = Precond()
+    net.model.register_buffer("large", torch.randn(3 << 18))
+    found = foreign.read(nvlabs(tmp_path / "net.pkl", net, protocol))
+    equal(found.tensors, net.state_dict())
+    assert found.hints["inner"] == {"scale": 0.25, "of": [1, [2]]}
+
+
+DEEP_KEY = b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s."
+
+
+def state_archive(path, pickle_bytes, **entries):
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("net/data.pkl", pickle_bytes)
+        for name, content in entries.items():
+            made.writestr(f"net/{name}", content)
+    return path
+
+
+def test_a_deep_key_in_a_state_dict_does_not_reach_the_stack_of_c(tmp_path):
+    about = storage_head(0)[: -len(pickle.dumps(0, 2))]
+    put(tmp_path / "old.pth", about + DEEP_KEY)
+    for path in (state_archive(tmp_path / "deep.pth", DEEP_KEY), tmp_path / "old.pth"):
+        with pytest.raises(UserError, match="unhashable"):
+            foreign.read(path)
+
+
+def test_shared_settings_are_counted(tmp_path):
+    """Lists of shared lists, many times over, and long texts."""
+    top = Precond()
+    shared = [1.5] * 99
+    for _ in range(2):
+        shared = [shared] * 99
+    top._init_kwargs = {f"s{i}": shared for i in range(500)} | {"x" * 900 + str(i): "y" * 900
+                                                               for i in range(500)}  # fmt: skip
+    tracemalloc.start()
+    hints = foreign.read(nvlabs(tmp_path / "net.pkl", top)).hints
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    assert len(json.dumps(hints)) < 20_000
+
+
+def test_numbers_that_share_a_hash_are_refused(tmp_path):
+    modulus = (1 << 61) - 1
+    numbers = b"".join(pickle.dumps(1 + i * modulus, 2)[2:-1] for i in range(1, 2000))
+    refused(put(tmp_path / "set.pkl", b"\x80\x04\x8f(" + numbers + b"\x90."), "more than 8 bytes")
+
+
+def test_a_storage_fetched_again_is_read_once(tmp_path):
+    """2,000 tensors of one large storage, each by its own call."""
+    head = storage_head(0)[: -len(pickle.dumps(0, 2))] + claim(1 << 20) + pickle.dumps(["0"], 2)
+    payload = head + struct.pack("<q", 1 << 20) + bytes(4 << 20)
+    span = b"B" + struct.pack("<I", len(payload)) + payload + b"r\x01\0\0\0"
+    fetch = b"ctorch.storage\n_load_from_bytes\nj\x01\0\0\0\x85R"
+    refused(put(tmp_path / "again.pkl", b"\x80\x04(" + span + fetch * 2000 + b"t."), "layout")
+    net = Precond()
+    one = nn.Parameter(torch.zeros(1 << 18))
+    net._parameters = {f"p{i}": one for i in range(100)}
+    refused(nvlabs(tmp_path / "shared.pkl", net), "bytes of tensors in a file of")
+    torch.save(dict(net._parameters), tmp_path / "shared.pth")
+    refused(tmp_path / "shared.pth", "bytes of tensors in a file of")
+
+
+def test_repeated_text_and_axes_are_bounded(tmp_path):
+    encode = b"c_codecs\nencode\n" + text("é" * 500) + b"r\0\0\0\0" + text("latin1") + b"\x86R0"
+    again = b"c_codecs\nencode\nj\0\0\0\0" + text("latin1") + b"\x86R"
+    refused(put(tmp_path / "text.pkl", b"\x80\x02(" + encode.replace(b"R0", b"R")
+                + again * 2_000 + b"t."), "layout")  # fmt: skip
+    torch.save({"a": torch.zeros((1,) * 9)}, tmp_path / "axes.pth")
+    refused(tmp_path / "axes.pth", "_rebuild_tensor_v2 of arguments")
+
+
+def test_an_archive_of_odd_entries_is_refused(tmp_path):
+    state = tmp_path / "net.pth"
+    torch.save({"a": torch.ones(1000)}, state)
+    with zipfile.ZipFile(state) as whole:
+        entries = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small:
+        for name, content in entries.items():
+            small.writestr(name, content)
+    refused(tmp_path / "small.pth", "compressed")
+    for name, content, message in [
+        ("net/byteorder", b"big", "byte order"),
+        ("net/data/0", b"1234", "a storage of unknown make"),
+        ("net/data.pkl", b"\x80\x02}q\0", "cut short"),
+    ]:
+        with zipfile.ZipFile(tmp_path / "odd.pth", "w") as odd:
+            for other in entries:
+                odd.writestr(other, content if other == name else entries[other])
+        refused(tmp_path / "odd.pth", message)
+    content = state.read_bytes()
+    put(state, content + b"PK\1\2" * 100 + content[-22:])
+    with contextlib.suppress(UserError):
+        foreign.read(state)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rfpp_core import decode
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 
 
 def encoded(image, form="PNG", **options):
@@ -180,5 +180,5 @@ def test_messages_hold_no_addresses_and_no_control_characters():
     with pytest.raises(decode.CorruptImage) as said:
         read(b"no image")
     assert "BytesIO" not in str(said.value)
-    assert decode.shown("a\x1b[31m\u202eb\n") == r"a\x1b[31m\u202eb\n"
-    assert len(decode.shown("x" * 5000)) < 250
+    assert quoted("a\x1b[31m\u202eb\n") == r"a\x1b[31m\u202eb\n"
+    assert len(quoted("x" * 5000)) < 250

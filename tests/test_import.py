@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from rfpp_core import build, checkpoint, files, importing
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.params import Network
 from tests.conftest import SMOKE, new_project, randomised, save_tiny
 
@@ -141,3 +141,100 @@ def test_the_pipeline_from_an_imported_teacher(tmp_path):
     path.write_bytes(b"other")
     done = project.run("dvc", "repro", "--force", "preflight", ok=False)
     assert "has sha256" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("ncsnpp", {"channels": 12}),
+        ("ddpmpp", {"channels": 12, "multipliers": (1, 2, 3)}),
+        ("adm", {"channels": 64, "multipliers": (2, 3), "augment": 0}),
+    ],
+)
+def test_small_and_wide_stemmed_networks_are_imported(tmp_path, arch, changes):
+    path, document = edm(tmp_path, arch, shape=(3, 16, 16), **changes)
+    state = torch.load(path, weights_only=True)
+    if arch == "adm":  # its first state is as wide as its first level
+        assert state["model.enc.16x16_conv.weight"].shape[0] == 128
+    said = []
+    about = importing.convert(path, tmp_path / "flow.safetensors", say=said.append)
+    assert about["architecture"]["channels"] == document["channels"]
+    assert about["architecture"]["multipliers"] == document["multipliers"]
+    assert "does not tell its preconditioning" in said[0]
+    assert build.load_flow(tmp_path / "flow.safetensors").sample(1).shape == (1, 3, 16, 16)
+    importing.convert(tmp_path / "flow.safetensors", tmp_path / "b.safetensors", say=said.append)
+    assert len(said) == 1  # a file of ours tells
+
+
+@pytest.mark.parametrize("arch", ["small_unet", "ncsnpp", "ddpmpp", "adm"])
+def test_a_width_works_or_is_refused_in_one_line(arch):
+    """What works is what torch's GroupNorm takes: groups that divide every width."""
+    made, said = {}, []
+    for channels in range(4, 200, 4):
+        network = Network(arch=arch, **{**SMALL, "channels": channels, "multipliers": (1, 1)})
+        try:
+            with torch.device("meta"):
+                build.field(build.architecture(network, (3, 8, 8), 0))
+            made[channels] = True
+        except UserError as error:
+            made[channels] = False
+            said.append((channels, str(error)))
+    assert all(f"channels {n} " in line and "\n" not in line for n, line in said)
+    for channels, works in made.items():
+        widths = [channels, 2 * channels]  # of a block, and with the state that joins it
+        groups = [max(1, min(32, width // 4)) for width in widths]
+        divides = all(w % n == 0 for w, n in zip(widths, groups, strict=True))
+        heads = max(1, channels // 64)
+        assert works == (
+            arch == "small_unet" or (divides and (arch != "adm" or not channels % heads))
+        )
+
+
+NETWORK = {"model.enc.8x8_conv.weight": (8, 1, 3, 3), "model.map_layer0.weight": (32, 8),
+           "model.enc.8x8_block0.norm0.weight": (8,),
+           "model.enc.8x8_block0.conv1.weight": (8, 8, 3, 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [
+    {"model.enc.8x8_conv.weight": (8,)},
+    {"model.map_label.weight": (8,)},
+    {"model.map_augment.weight": (8,)},
+    {"model.map_augment.weight": (8, 2000)},
+    {"model.map_layer0.weight": (32, 0)},
+    {"model.map_layer0.weight": (32, 2)},
+    {"model.map_layer0.weight": ()},
+    {"model.enc.8x8_block0.conv1.weight": (0, 8, 3, 3)},
+    {"model.enc.9999999999x9999999999_block0.norm0.weight": (8,)},
+    {f"model.enc.{'9' * 5000}x{'9' * 5000}_block0.norm0.weight": (8,)},
+    {"model.enc.99999x99999_block0.norm0.weight": (8,)},
+])  # fmt: skip
+def test_shapes_of_no_network_are_one_line(tmp_path, change):
+    shapes = {**NETWORK, **change}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save(tensors, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"^[^\n]{1,900}$") as caught:
+        importing.convert(tmp_path / "x.pth", tmp_path / "flow.safetensors")
+    assert str(caught.value).isprintable()
+    with contextlib.suppress(UserError):  # some are another architecture's
+        importing.infer(shapes, "x")
+
+
+def test_foreign_names_cannot_drive_the_terminal(tmp_path):
+    tensors = {name: torch.zeros(shape) for name, shape in NETWORK.items()}
+    for name in ("a\x1b[2J", "a\nrfpp: fine", "a\u202eb"):
+        torch.save({**tensors, name: torch.zeros(1)}, tmp_path / "x.pth")
+        with pytest.raises(UserError) as caught:
+            importing.convert(tmp_path / "x.pth", tmp_path / "flow.safetensors")
+        assert str(caught.value).isprintable()
+    assert quoted("a\x1b[2J\u202e\n") == "a\\x1b[2J\\u202e\\n"
+    assert quoted("x" * 1000) == "x" * 100 + "..."
+    assert quoted(10**5000).isprintable()
+
+
+def test_narrow_attention_of_adm_is_refused_by_name(tmp_path):
+    path, _ = edm(tmp_path, "adm", channels=32, augment=0)
+    state = {name: t for name, t in torch.load(path, weights_only=True).items()
+             if "qkv" not in name and "proj" not in name and "norm2" not in name}  # fmt: skip
+    torch.save(state, path)
+    with pytest.raises(UserError, match="below 64 channels"):
+        importing.convert(path, tmp_path / "flow.safetensors")

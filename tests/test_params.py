@@ -84,7 +84,7 @@ def change(name, value):
         ),
         ("reflow.times.a", 3000.0, ["less than or equal to 100"]),
         ("evaluate.n", 3, ["n (3) must exceed neighbours + 1 (4)"]),
-        ("network.channels", 30, ["network.channels is 30", "multiple of 8"]),
+        ("network.channels", 30, ["network.channels is 30", "multiple of 4"]),
     ],
 )
 def test_a_wrong_param_is_named_with_what_is_allowed(name, value, parts):

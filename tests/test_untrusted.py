@@ -1,21 +1,25 @@
 """Files of strangers: whatever is in them, the answer is a result or a declared error."""
 
 import contextlib
+import functools
+import io
 import json
 import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rfpp_core import build, checkpoint, files, foreign, params
+from rfpp_core import build, checkpoint, files, foreign, importing, params
 from rfpp_core.errors import UserError
 from rfpp_core.pair_spec import Pairs
 from rfpp_core.pairs import PairStore
+from rfpp_core.params import Network
 from tests.conftest import SMOKE, randomised, spec_for, tiny_arch
 
 few = settings(max_examples=60, deadline=None, derandomize=True,
@@ -194,3 +198,42 @@ def test_checkpoints(tmp_path, content, head):
     path = tmp_path / "net.pkl"
     path.write_bytes(head + content)
     assert declared(lambda: foreign.read(path)) is None
+
+
+@functools.cache
+def genuine():
+    """Genuine files of every kind, of a real network."""
+    state = randomised(build.field(EDM)).state_dict()
+    made = {}
+    for protocol in (2, 4):
+        for zipped in (True, False):
+            torch.save(state, buffer := io.BytesIO(), pickle_protocol=protocol,
+                       _use_new_zipfile_serialization=zipped)  # fmt: skip
+            made[f"{protocol}{zipped}"] = buffer.getvalue()
+    made["safetensors"] = safetensors.torch.save(state)
+    return made
+
+
+network = Network(arch="ncsnpp", channels=4, multipliers=(1,), blocks=1, augment=0)
+EDM = build.architecture(network, (1, 4, 4), 0)
+edits = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "repeat"]),
+              st.binary(min_size=1, max_size=8)), max_size=4)  # fmt: skip
+
+
+@settings(few, max_examples=120)
+@given(st.sampled_from(["2True", "2False", "4True", "4False", "safetensors"]), edits)
+def test_mutated_checkpoints(tmp_path, kind, changes):
+    """Half of the changes are in the first kilobytes, where names and sizes are."""
+    content = bytearray(genuine()[kind])
+    for where, change, data in changes:
+        at = int(where**3 * (len(content) - 1))
+        if change == "flip":
+            content[at : at + len(data)] = data
+        elif change == "cut":
+            del content[at : at + 16 * len(data)]
+        else:
+            content[at:at] = data * (1000 if change == "repeat" else 1)
+    (tmp_path / "net").write_bytes(content)
+    about = declared(lambda: importing.convert(tmp_path / "net", tmp_path / "out.safetensors"))
+    assert about is not None or changes

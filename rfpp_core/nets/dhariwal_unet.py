@@ -21,6 +21,8 @@ HEAD = 64  # channels of an attention head
 class DhariwalUNet(nn.Module):
     """Blocks scaled and shifted by the embedding, heads of 64 channels, box resampling.
 
+    The first state is as wide as the first level.
+
     Args:
         image_size: side of the images, pixels; names the levels.
         image_channels: channels C of the images.
@@ -59,7 +61,7 @@ class DhariwalUNet(nn.Module):
         style = block_style(emb, dropout, init)
         sizes, attention = layers.levels(image_size, channels, multipliers), attention_resolutions
         self.enc, skips = layers.encoder(
-            (image_channels, channels), sizes, blocks, style, attention, residual=False
+            (image_channels, sizes[0][1]), sizes, blocks, style, attention, residual=False
         )
         self.dec = layers.decoder(sizes, skips, blocks, style, lambda side, _: side in attention)
         self.out_norm = layers.group_norm(sizes[0][1], style.eps)

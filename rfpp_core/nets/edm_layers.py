@@ -253,6 +253,8 @@ class UNetBlock(nn.Module):
         self.heads = 0
         if attention:
             self.heads = max(1, c_out // style.head) if style.head else 1
+            if c_out % self.heads:
+                raise ValueError(f"{c_out} channels do not split into {self.heads} heads")
             self.norm2 = group_norm(c_out, style.eps)
             self.qkv = Conv2d(c_out, 3 * c_out, 1, style.qkv)
             self.proj = Conv2d(c_out, c_out, 1, style.last)
