@@ -10,25 +10,32 @@ workers, 1 by default), ``RFPP_DASK`` (address of a Dask scheduler).
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib import metadata
 from multiprocessing import get_context
+from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
 
 from pipeline import stage
+from rfpp_core import files
 from rfpp_core.errors import UserError
 
 # words of the errors after which a process is of no more use
 SPOILT = ("CUDA", "cuDNN error", "CUBLAS", "NCCL", "memory", "can't start new thread")
+POLL_SECONDS = 5.0  # between two looks at whether a Dask scheduler is still there
 
 
 class WorkerDied(RuntimeError):
@@ -179,18 +186,66 @@ class DaskPool:
             raise UserError(f"RFPP_DASK: no scheduler answers at {address!r} ({error})") from None
         self.size = sum(self.client.nthreads().values())
         if not self.size:
-            raise UserError(f"RFPP_DASK: the scheduler at {address} has no workers")
+            raise UserError(f"RFPP_DASK: the scheduler at {address!r} has no workers")
+        self.code = code_signature()
+        try:
+            self.client.run(check_code, self.code)
+            self.call("builtins:len", "")  # the scheduler reads calls, too
+        except Exception as error:
+            self.client.close()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"RFPP_DASK: the scheduler or a worker cannot run this code "
+                            f"({stage.one_line(error)}); all need what the driver has, "
+                            f"{self.code}") from None  # fmt: skip
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:
-        future = self.client.submit(_run, target, args, pure=False)
+        future = self.client.submit(_run_checked, self.code, target, args, pure=False)
         try:
-            return future.result(timeout)
+            return self._wait(future, timeout)
         except TimeoutError:
             future.cancel()  # what already runs goes on; it makes the same bytes as the retry
             raise WorkerDied(f"a Dask worker took over {timeout} s") from None
 
+    def _wait(self, future: Any, timeout: float | None) -> Any:
+        """The result; a scheduler that is gone would be waited for without end."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return future.result(max(0.0, min(POLL_SECONDS, end - time.monotonic())))
+            except TimeoutError:
+                if future.done():  # its own error, not that of waiting
+                    raise
+                if self.client.status != "running":
+                    raise UserError(f"RFPP_DASK: the scheduler is gone ({self.client.status}); "
+                                    f"finished shards are kept, run again") from None  # fmt: skip
+                if time.monotonic() >= end:
+                    raise
+
     def close(self, kill: bool = False) -> None:
         self.client.close()
+
+
+@functools.cache
+def code_signature() -> str:
+    """This code and its torch, as a worker must have them to make the same pairs."""
+    here = Path(__file__).parent.parent
+    parts = sorted(
+        path for name in ("rfpp_core", "pipeline") for path in here.glob(f"{name}/**/*.py")
+    )
+    code = files.digest([[str(path.relative_to(here)), files.sha256(path)] for path in parts])
+    return f"code {code[:16]} and torch {metadata.version('torch')}"
+
+
+def check_code(wanted: str) -> None:
+    """Refuses a worker of other code or another torch than the driver's.
+
+    Raises:
+        UserError: saying what each has.
+    """
+    if (found := code_signature()) != wanted:
+        raise UserError(f"RFPP_DASK: the worker on {socket.gethostname()} has {found}, the driver "
+                        f"{wanted}; give both the same and start the worker again")  # fmt: skip
 
 
 def _spoils_the_worker(error: Exception) -> bool:
@@ -224,3 +279,9 @@ def _run(target: str, args: tuple[Any, ...]) -> Any:
     module, _, name = target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function(*args)
+
+
+def _run_checked(code: str, target: str, args: tuple[Any, ...]) -> Any:
+    """As :func:`_run`, by a worker that may have joined since the others were checked."""
+    check_code(code)
+    return _run(target, args)

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 import traceback
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+from urllib.error import HTTPError
 
 from tqdm import tqdm
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.shards import Made
 
 START_SECONDS = 180.0
+ANSWER_SECONDS, ANSWER_TRIES = 10.0, 3
 
 
 def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
@@ -43,8 +47,14 @@ def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int)
     """
     home = stage.work() / "prefect"
     _settings(home)
-    if not os.environ.get("PREFECT_API_URL"):
+    if url := os.environ.get("PREFECT_API_URL"):
+        _check_server(url)
+    else:
         os.environ["PREFECT_API_URL"] = _start_server(home)
+    try:
+        import prefect  # noqa: F401
+    except Exception as error:  # a PREFECT_* variable that it does not accept
+        raise _orchestration(error) from None
     return _flow(pool, call, shards, size)
 
 
@@ -116,11 +126,34 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
 
 def _orchestration(error: Exception) -> UserError:
     """Prefect's own failure (its server is gone, its disk is full) in a line."""
-    log = stage.work() / "prefect" / "flow.log"
+    home = stage.work() / "prefect"
+    log = home / "flow.log"
     with suppress(OSError), log.open("a") as file:
         traceback.print_exception(error, file=file)
+    with suppress(OSError):
+        _put_aside(home)
     return UserError(f"Prefect failed ({stage.one_line(error)}; see {log} and server.log beside "
                      f"it); finished shards are kept, run again to go on")  # fmt: skip
+
+
+def _check_server(url: str) -> None:
+    """Prefect itself would wait for minutes for a server that hangs.
+
+    Raises:
+        UserError: if nothing answers at a URL, or answers with errors of its own.
+    """
+    why = "it is no URL" if not url.startswith(("http://", "https://")) else ""
+    for _ in range(0 if why else ANSWER_TRIES):
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+                return
+        except (OSError, ValueError, HTTPException) as error:
+            if isinstance(error, HTTPError) and error.code < 500:
+                return  # Prefect's Cloud; what else it is, Prefect says
+            why = stage.one_line(error)
+        time.sleep(1)
+    raise UserError(f"PREFECT_API_URL is {url[:200]!r}, where no Prefect server answers ({why}); "
+                    f"start it, or unset PREFECT_API_URL to have a private one")  # fmt: skip
 
 
 def _settings(home: Path) -> None:
@@ -136,6 +169,7 @@ def _settings(home: Path) -> None:
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_API_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -146,18 +180,47 @@ def _start_server(home: Path) -> str:
     An flock guards the start: two servers migrating a fresh home at once kill one of them.  It is
     stopped at exit and not earlier, because Prefect's log threads drain at interpreter shutdown.
     """
+    for name in ("NO_PROXY", "no_proxy"):  # this machine is reached without one
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     with (home / "server.log").open("ab") as log, stage.locked(home / "start.lock", "Prefect"):
-        port = free_port()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-             "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
-            env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, preexec_fn=die_with_parent,
-        )  # fmt: skip
-        atexit.register(_stop, server)
-        _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
+        try:
+            return _serve(home, log)
+        except UserError:
+            if not _put_aside(home):
+                raise
+            return _serve(home, log)
+
+
+def _serve(home: Path, log: IO[bytes]) -> str:
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+         "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
+        env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        start_new_session=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    atexit.register(_stop, server)
+    _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
     return f"http://127.0.0.1:{port}/api"
+
+
+def _put_aside(home: Path) -> bool:
+    """Renames the private server's database, which holds nothing that a run needs, if it is
+    damaged; whether it was."""
+    database = home / "prefect.db"
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            [(found,)] = opened.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found == "ok" or not database.exists():
+        return False
+    for name in ("prefect.db-wal", "prefect.db-shm", "prefect.db"):
+        with suppress(FileNotFoundError):
+            (home / name).replace(home / f"{name}.damaged")
+    print(f"pairs: Prefect's database {database} was damaged ({found}); it is put aside")
+    return True
 
 
 def _wait_healthy(url: str, server: subprocess.Popen[bytes], home: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -153,3 +154,38 @@ def test_threads_wait_passively_unless_the_user_says(given):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     expected = given or "passive"
     assert done.stdout == f"{expected} {expected} False\n", done.stderr
+
+
+def test_a_dask_worker_of_other_code_is_refused(monkeypatch):
+    """One that was there is named at once, one that joins later by the call it gets."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        pool = devices.DaskPool(cluster.scheduler_address)
+        pool.code = "code 0123 and torch 1.0"
+        with pytest.raises(
+            UserError, match=r"has code .*, the driver code 0123 and torch 1\.0; gi"
+        ):
+            pool.call("operator:add", 1, 2)
+        pool.close()
+        monkeypatch.setattr(devices, "code_signature", lambda: "code 0123 and torch 1.0")
+        with pytest.raises(UserError, match=r"RFPP_DASK: the worker on .* has code"):
+            devices.DaskPool(cluster.scheduler_address)
+
+
+def test_a_dask_scheduler_that_is_gone_is_not_waited_for(monkeypatch):
+    """As Dask 2026.8 leaves a killed scheduler: the call is never done, the client reconnects."""
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
+
+    class Pending:
+        def result(self, timeout):
+            raise TimeoutError
+
+        def done(self):
+            return False
+
+    pool = object.__new__(devices.DaskPool)
+    pool.code = ""
+    pool.client = SimpleNamespace(status="connecting", submit=lambda *_, **__: Pending())
+    with pytest.raises(UserError, match=r"the scheduler is gone \(connecting\); finished shards"):
+        pool.call("operator:add", 1, 2)

@@ -69,8 +69,8 @@ def test_other_spellings_say_the_same(file, changed):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TEXT + "seed: 5\n", "'seed' is given twice"),
-        (TEXT.replace("  lr: 0.002", "  lr: 0.002\n  lr: 0.5"), "'lr' is given twice"),
+        (TEXT + "seed: 5\n", 'found duplicate key "seed"'),
+        (TEXT.replace("  lr: 0.002", "  lr: 0.002\n  lr: 0.5"), 'found duplicate key "lr"'),
         (TEXT.replace("  steps: 100", "\tsteps: 100"), "character '\\t' that cannot start"),
         (TEXT.encode("utf-16"), "is not YAML: 'utf-8' codec"),
         ("seed: " + "9" * 5000, "is not YAML: Exceeds the limit"),
@@ -89,8 +89,8 @@ def test_other_spellings_say_the_same(file, changed):
         ("finetunes: {'3': {x: 1}}", "unknown param 'finetunes.3.x' (allowed: flow, pairs, teach"),
         ("evaluate: {grids: {²: [1.0]}}", "grids.² must be"),
         ('dataset: {path: "a\\0b"}', "dataset.path is"),
-        ("? [1, 2]\n: 3", "unhashable key"),
-        ("seed: 1\n---\nseed: 2", "expected a single document"),
+        ("? [1, 2]\n: 3", "keys should be strings"),
+        ("seed: 1\n---\nseed: 2", "but found another document"),
     ],
 )
 def test_what_is_refused_is_one_line(file, text, said):
@@ -133,8 +133,7 @@ def test_edited_bytes_are_params_or_one_line(file, data):
         new = data.draw(st.one_of(
             st.binary(max_size=6), st.just(text[at : at + length] * 2),
             st.sampled_from([b"&a ", b"*a", b"<<: *a", b"!!", b"- ", b"? ", b": ", b"|\n",
-                             b"---\n", b"\t", b"\r", b"'", b'"', b"{", b"]", b"#", b"@",
-                              b"1e400"]),
+                             b"---\n", b"\t", b"\r", b"'", b'"', b"{", b"]", b"#", b"1e400"]),
         ))  # fmt: skip
         text = text[:at] + new + text[at + length :]
     load_or_line(file, text)
@@ -180,4 +179,4 @@ def test_a_stage_leaves_with_code_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
-    assert line.startswith("rfpp: params.yaml is not YAML: 'seed' is given twice")
+    assert line.startswith('rfpp: params.yaml is not YAML: found duplicate key "seed"')
