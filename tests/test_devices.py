@@ -150,7 +150,7 @@ def test_a_dask_worker_of_other_code_is_refused(monkeypatch):
             pool.call("operator:add", 1, 2)
         pool.close()
         monkeypatch.setattr(devices, "code_signature", lambda: "code 0123 and torch 1.0")
-        with pytest.raises(UserError, match="RFPP_DASK: the worker on .* has code"):
+        with pytest.raises(UserError, match=r"RFPP_DASK: the worker on .* has code"):
             devices.DaskPool(cluster.scheduler_address)
 
 
