@@ -153,7 +153,8 @@ def _check_server(url: str) -> None:
             why = stage.one_line(error)
         time.sleep(1)
     raise UserError(f"PREFECT_API_URL is {url[:200]!r}, where no Prefect server answers ({why}); "
-                    f"start it, or unset PREFECT_API_URL to have a private one")  # fmt: skip
+                    f"start it or unset PREFECT_API_URL, and run again; finished shards are "
+                    f"kept")  # fmt: skip
 
 
 def _settings(home: Path) -> None:

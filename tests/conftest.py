@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,11 @@ class Project:
     def copy(self, path: Path) -> Project:
         shutil.copytree(self.path, path, symlinks=True)
         return Project(path)
+
+
+def ran(output: str) -> list[str]:
+    """Stages that ``dvc repro`` ran; ``source`` always runs."""
+    return re.findall(r"Running stage '(.*)'", output)
 
 
 def processes_in(folder: Path) -> dict[int, str]:

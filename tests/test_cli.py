@@ -251,7 +251,7 @@ def test_as_a_command(here):
         cwd=here, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "rfpp: nfe must be at least 1; got 0\n"
+    assert done.stderr == "rfpp: nfe must be at least 1 and at most 100000; got 0\n"
 
 
 @pytest.fixture(scope="module")
