@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,36 @@ def test_everything_can_be_killed(tmp_path, finished):
     assert results(project) == results(finished)
     for name in ("curves/flow1_loss.csv", "curves/flow2_loss.csv"):
         assert (project.path / name).read_text() == (finished.path / name).read_text()
+
+
+def test_reference_and_evaluation_resume(tmp_path, finished):
+    """Killed, they go on and end in the same bytes; what was measured is not measured again."""
+    project = finished.copy(tmp_path / "project")
+    outs = ("models/features.safetensors", "data/reference.npz", "curves/flow2.csv")
+    before = {name: (project.path / name).read_bytes() for name in outs}
+    for kind in ("classifier", "features", "evaluate"):
+        shutil.rmtree(project.path / ".work" / kind)
+    reference = (sys.executable, "-m", "pipeline.reference")
+    kill_when(project, has(project, "classifier/*/state-*.json", 1), *reference)
+    assert "classifier: resumes at step" in project.run(*reference).stdout
+    evaluate = (sys.executable, "-m", "pipeline.evaluate", "flow2")
+    kill_when(project, has(project, "evaluate/*/[0-9a-f]*.json", 2), *evaluate)
+    measured = {path: path.stat().st_mtime_ns for path in work(project, "evaluate/*/*.json")}
+    project.run(*evaluate)
+    assert {name: (project.path / name).read_bytes() for name in outs} == before
+    del measured[work(project, "evaluate/*/identity.json")[0]]  # written by every run
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
+
+    project.edit("params.yaml", "n: 200", "n: 210")
+    assert "classifier: finished before" in project.run(*reference).stdout
+    project.edit("params.yaml", "n: 210", "n: 200")
+    project.run(*reference)
+    project.edit("params.yaml", "nfe: [1, 2]", "nfe: [1, 2, 3]")
+    there = len(work(project, "evaluate/*/*.json"))
+    project.run(*evaluate)
+    assert len(work(project, "evaluate/*/*.json")) == there + 2  # a row of two sample sets
+    row = "\n3,euler,200,2,"
+    assert row in (project.path / "curves/flow2.csv").read_text()
 
 
 def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
