@@ -8,8 +8,8 @@ images = flow.sample(n=16, nfe=1, seed=0)          # float (16, C, H, W), about 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rfpp_core.build import load_flow
-    from rfpp_core.sampling import Flow, Recipe
+    from rfpp_core.config.build import load_flow
+    from rfpp_core.sampling.sampler import Flow, Recipe
 
 __all__ = ["Flow", "Recipe", "load_flow"]
 
@@ -21,5 +21,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'rfpp_core' has no attribute '{name}'")
     return getattr(
-        import_module(f"rfpp_core.{'build' if name == 'load_flow' else 'sampling'}"), name
+        import_module(
+            f"rfpp_core.{'config.build' if name == 'load_flow' else 'sampling.sampler'}"
+        ),
+        name,
     )

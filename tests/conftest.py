@@ -15,9 +15,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from rfpp_core import build, checkpoint, params
-from rfpp_core.pair_spec import PairSpec
-from rfpp_core.params import Network
+from rfpp_core.config import build, params
+from rfpp_core.config.params import Network
+from rfpp_core.pairs.spec import PairSpec
+from rfpp_core.storage import checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "presets" / "smoke.yaml"
@@ -102,7 +103,7 @@ class Project:
         return self.run(sys.executable, "-m", f"pipeline.{name}", *args, ok=ok)
 
     def rfpp(self, *args: str, ok: bool = True) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, "-m", "pipeline.cli", *args, ok=ok)
+        return self.run(sys.executable, "-m", "pipeline.cli.main", *args, ok=ok)
 
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.path / name).read_text()

@@ -1,16 +1,17 @@
-"""What tests/test_launcher.py runs as a training of two processes: ``-m tests.ranks MODE``."""
+"""What tests/unit/workers/test_launch.py runs as a training of two processes: ``-m tests.ranks MODE``."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from pipeline import processes, stage
+from pipeline.work import workdir
+from pipeline.workers import launch
 from rfpp_core.errors import UserError
 
 
 def run(mode: str) -> None:
-    processes.spread()
+    launch.spread()
     rank, folder = os.environ["RANK"], Path(os.environ["RFPP_ERRORS"])
     os.write(1, f"rank {rank}\n".encode())
     if mode == "works":
@@ -31,4 +32,4 @@ def run(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.main(run, "mode")
+    workdir.main(run, "mode")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.scene import SHARDS, Attack, Lapse, Scene
 
-RFPP = [sys.executable, "-m", "pipeline.cli"]
+RFPP = [sys.executable, "-m", "pipeline.cli.main"]
 
 
 def damaged(how: str) -> Attack:

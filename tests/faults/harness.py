@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.processes import free_port
+from pipeline.workers.launch import free_port
 from tests.conftest import Project
 from tests.faults.kinds import KINDS
 from tests.faults.scene import Lapse, Scene, code_digest, reference

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import yaml
 
-from rfpp_core import checkpoint, files
-from rfpp_core.pairs import PairStore
+from rfpp_core.pairs.store import PairStore
+from rfpp_core.storage import checkpoint, files
 from tests.conftest import ROOT, Project, new_project, processes_in
 
 LATER = {

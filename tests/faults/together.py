@@ -128,7 +128,7 @@ def _work_off(scene: Scene, kill_at: int | None) -> int:
     deadline = time.monotonic() + 240
     while True:
         if kill_at is not None and len(scene.staged()) >= kill_at:
-            for pid in scene.pids("pipeline.generate"):
+            for pid in scene.pids("pipeline.work.pair_job"):
                 os.kill(pid, signal.SIGKILL)
             kill_at = None
         states = scene.finish(["dvc", "queue", "status"]).split()

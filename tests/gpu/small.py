@@ -6,9 +6,11 @@ import dataclasses
 
 import torch
 
-from rfpp_core import build, couplings, loader
-from rfpp_core.params import Network, Reflow
-from rfpp_core.trainer import TrainState, train
+from rfpp_core.config import build
+from rfpp_core.config.params import Network, Reflow
+from rfpp_core.images import loader
+from rfpp_core.training import couplings
+from rfpp_core.training.trainer import TrainState, train
 
 SHAPE = (3, 16, 16)
 NETS = {

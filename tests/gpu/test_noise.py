@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from rfpp_core import noise
-from rfpp_core.noise import Draws
-from rfpp_core.pair_spec import Pairs
-from rfpp_core.pairs import PairStore
+from rfpp_core import rng
+from rfpp_core.pairs.spec import Pairs
+from rfpp_core.pairs.store import PairStore
+from rfpp_core.rng import Draws
 from tests.conftest import spec_for
 
 INDEX = torch.tensor([0, 1, 2, 1000, 2**20 + 1, 2**40 + 7])
@@ -17,10 +17,10 @@ def test_noise_is_that_of_the_cpu(device):
     for index in (INDEX, many):
         there = index.to(device)
         for key in (0, 7, 2**63 + 11):
-            assert torch.equal(noise.normal(key, there, (3, 5, 7)).cpu(),
-                               noise.normal(key, index, (3, 5, 7)))  # fmt: skip
-            assert torch.equal(noise.uniform(key, there).cpu(), noise.uniform(key, index))
-            assert torch.equal(noise.labels(key, there, 10).cpu(), noise.labels(key, index, 10))
+            assert torch.equal(rng.normal(key, there, (3, 5, 7)).cpu(),
+                               rng.normal(key, index, (3, 5, 7)))  # fmt: skip
+            assert torch.equal(rng.uniform(key, there).cpu(), rng.uniform(key, index))
+            assert torch.equal(rng.labels(key, there, 10).cpu(), rng.labels(key, index, 10))
 
 
 def test_the_draws_of_a_step_are_those_of_the_cpu(device):

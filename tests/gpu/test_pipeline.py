@@ -6,9 +6,12 @@ import signal
 import pytest
 import torch
 
-from pipeline.devices import ProcessPool, WorkerDied
-from rfpp_core import build, checkpoint, couplings, load_flow
-from rfpp_core.pairs import PairStore
+from pipeline.workers.pool import ProcessPool, WorkerDied
+from rfpp_core import load_flow
+from rfpp_core.config import build
+from rfpp_core.pairs.store import PairStore
+from rfpp_core.storage import checkpoint
+from rfpp_core.training import couplings
 from tests.conftest import spec_for
 from tests.gpu.small import SHAPE, architecture, go, images, start, with_
 
@@ -31,7 +34,7 @@ def test_pairs_through_workers_and_a_kill(device, tmp_path):
     stores = [PairStore.create(tmp_path / f"{name}.zarr", spec, 24).path for name in "ab"]
     pool = ProcessPool(["cuda:0" if device.type == "cuda" else "cpu"])
     try:
-        call = ("pipeline.shards:make_shard", str(stores[0]), str(teacher))
+        call = ("pipeline.workers.tasks:make_shard", str(stores[0]), str(teacher))
         pool.call(*call, 0)
         pid = pool.call("os:getpid")
         with pytest.raises(WorkerDied, match="was killed"):
@@ -40,10 +43,10 @@ def test_pairs_through_workers_and_a_kill(device, tmp_path):
         assert kept.committed() == [0]
         for shard in kept.missing():
             pool.call(*call, shard)
-        again = pool.call("pipeline.shards:witness", str(stores[0]), str(teacher), 2)
+        again = pool.call("pipeline.workers.tasks:witness", str(stores[0]), str(teacher), 2)
         assert (again.share, again.same_machine) == (0.0, True)
         for shard in (2, 0, 1):
-            pool.call("pipeline.shards:make_shard", str(stores[1]), str(teacher), shard)
+            pool.call("pipeline.workers.tasks:make_shard", str(stores[1]), str(teacher), shard)
         assert pool.call("os:getpid") != os.getpid()
     finally:
         pool.close(kill=True)

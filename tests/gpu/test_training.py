@@ -6,10 +6,12 @@ import os
 import pytest
 import torch
 
-from rfpp_core import build, couplings, runtime
+from rfpp_core import runtime
+from rfpp_core.config import build
 from rfpp_core.errors import UserError
-from rfpp_core.sampling import Flow
-from rfpp_core.trainer import align_gradients
+from rfpp_core.sampling.sampler import Flow
+from rfpp_core.training import couplings
+from rfpp_core.training.trainer import align_gradients
 from tests.gpu.small import NETS, SHAPE, architecture, go, images, start, with_
 
 
@@ -99,7 +101,7 @@ def test_an_overflow_is_skipped(device, how):
 
 
 def test_the_perceptual_gradient_in_chunks(device):
-    perceptual = pytest.importorskip("rfpp_core.perceptual")
+    perceptual = pytest.importorskip("rfpp_core.training.perceptual")
     pytest.importorskip("lpips")
     net = perceptual.LPIPS(None, "average", 32).to(device)
     x = images(6).float().to(device) / 127.5 - 1

@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-from pipeline.processes import free_port
-from rfpp_core import checkpoint
+from pipeline.workers.launch import free_port
+from rfpp_core.storage import checkpoint
 from tests.conftest import ROOT
 from tests.gpu.small import go, start, with_
 

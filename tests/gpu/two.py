@@ -7,8 +7,12 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from rfpp_core import build, checkpoint, couplings, distributed, loader, runtime
-from rfpp_core.trainer import train
+from rfpp_core import runtime
+from rfpp_core.config import build
+from rfpp_core.images import loader
+from rfpp_core.storage import checkpoint
+from rfpp_core.training import couplings, distributed
+from rfpp_core.training.trainer import train
 from tests.gpu.small import images, start, with_
 
 

@@ -52,10 +52,10 @@ def guard(make):
 
 
 class Finder:
-    """Guards ``pipeline.shards`` as it is imported."""
+    """Guards ``pipeline.workers.tasks`` as it is imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "pipeline.shards":
+        if name != "pipeline.workers.tasks":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -1,0 +1,102 @@
+"""``rfpp sample``: images of a model file, or of a training that still runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rfpp_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rfpp_core.sampling.sampler import Flow
+
+ROW, ROWS = 8, 16  # of a conditional flow's grid, unless --n says
+
+
+def sample(
+    model: Annotated[
+        Path, typer.Option(help="model file, or a training's state or folder in .work")
+    ] = Path("models/flow2.safetensors"),
+    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
+    n: Annotated[int | None, typer.Option(help="how many images [64; 8 a class]")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    label: Annotated[int | None, typer.Option(help="class; a class a row without")] = None,
+    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
+    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun; also midpoint, "
+                                                    "anchored, edm-heun, rk45")] = None,
+    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
+    out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
+) -> None:  # fmt: skip
+    """Draws images from one model file; an .npz has their labels (-1 for none)."""
+    import numpy as np
+
+    from pipeline.stages.evaluate import save_grid
+    from rfpp_core import runtime
+    from rfpp_core.images.pixels import to_uint8
+    from rfpp_core.sampling.sampler import Recipe
+
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"{out} must end in .png or .npz")
+    flow = open_flow(model, runtime.device())
+    rows = out.suffix == ".png" and label is None and flow.classes > 0
+    n = n if n is not None else ROW * min(flow.classes, ROWS) if rows else 64
+    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
+    if n * 16 * math.prod(flow.shape) > runtime.memory():  # float32, and again
+        raise UserError(f"--n is {n}: so many images do not fit into memory; draw them in parts, "
+                        f"with other seeds")  # fmt: skip
+    columns = max(1, -(-n // flow.classes) if rows else round(max(n, 0) ** 0.5))
+    labels = flow.labels(n, seed, None if label is None else [label])
+    if rows:
+        labels = [i // columns for i in range(n)]
+    images = flow.sample(n, nfe, seed, labels, recipe)
+    if out.suffix == ".png":
+        save_grid(images, out, columns)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        given = np.full(n, -1) if labels is None else np.array(labels)
+        np.savez(out, images=to_uint8(images).numpy(), labels=given)
+    cost = f"{recipe.forwards} NFE" if recipe.forwards else "RK45's own NFE"
+    print(f"{n} images at {cost} from {model} -> {out}")
+
+
+def open_flow(path: Path, device: torch.device) -> Flow:
+    """The flow of a model file, or the average of a training's state (of a folder, the newest).
+
+    Raises:
+        UserError: if there is none.
+    """
+    from rfpp_core.config import build
+    from rfpp_core.storage import checkpoint
+
+    if not path.is_dir() and not (path.name.startswith("state-") and _identity(path).exists()):
+        return build.load_flow(path, device)
+    state = checkpoint.load_state(path, 10**9) if path.is_dir() else checkpoint.load(path)
+    if state is None:
+        raise UserError(f"{path} holds no training state (state-*.safetensors); name a model file "
+                        f"or a folder of .work")  # fmt: skip
+    tensors = {name[4:]: t for name, t in state.tensors.items() if name.startswith("ema.")}
+    about = {"architecture": _architecture(path), "provenance": {"stage": "state"}}
+    loaded = checkpoint.Loaded(tensors, about, checkpoint.digest(tensors))
+    return build.flow_of(loaded, path, device)
+
+
+def _identity(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent) / "identity.json"
+
+
+def _architecture(path: Path) -> dict[str, Any]:
+    """The architecture of a training, from the identity beside its states."""
+    try:
+        found = json.loads(_identity(path).read_text())["architecture"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{_identity(path)} names no architecture; it is written beside the "
+                        f"states of a training")  # fmt: skip
+    return found

@@ -1,0 +1,196 @@
+"""Stage ``prepare``: real images -> data/images.zarr, and what they are -> data/summary.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import console
+from pipeline.stages.source import FINGERPRINT, located
+from pipeline.work import workdir
+from rfpp_core.config import params
+from rfpp_core.errors import UserError, quoted
+from rfpp_core.images import sources
+from rfpp_core.images import store as image_store
+from rfpp_core.images.decode import BACKGROUND
+from rfpp_core.images.listing import counted
+from rfpp_core.storage import files
+
+SUMMARY = Path("data/summary.json")
+SHOWN = 20  # classes that are printed
+
+
+def run() -> None:
+    config = params.load()
+    section = config.dataset
+    source = source_of(section)
+    held_out = held_out_of(section, source)
+    SUMMARY.unlink(missing_ok=True)
+    building = workdir.IMAGES.with_name(".images.zarr.partial")
+    shutil.rmtree(building, ignore_errors=True)
+    fingerprint = json.loads(FINGERPRINT.read_text())
+    corrupt = image_store.write(building, source, held_out, section.skip_corrupt, _bar,
+                         name=section.name, source_fingerprint=fingerprint)  # fmt: skip
+    for line in corrupt:
+        print(f"skipped {line}")
+    labels = image_store.labels(building, "train"), image_store.labels(building, "held_out")
+    for line in problems(config, source, *labels):  # now of what was not skipped
+        raise UserError(line)
+    facts = summary(section, source, *labels, image_store.about(building)["shape"], len(corrupt))
+    files.replace_tree(building, workdir.IMAGES)
+    workdir.write_json(SUMMARY, facts)
+    print("\n".join(told(facts)))
+
+
+def source_of(section: params.Dataset) -> sources.Source:
+    """The images that the params name, at most ``limit`` of them, spread over the set."""
+    match section.name:
+        case "digits":
+            source = sources.digits()
+        case "cifar10":
+            source = sources.cifar10(located(section.path))
+        case "folder":
+            labels = None if section.labels == "none" else section.labels
+            if labels not in (None, "folders"):
+                labels = str(located(section.labels))
+            source = sources.folder(
+                located(section.path), section.channels, section.resolution, labels
+            )
+    if section.limit is None or len(source.keys) <= section.limit:
+        return source
+    return source.take(np.linspace(0, len(source.keys) - 1, section.limit).round().astype(int))
+
+
+def source_or_prepared(section: params.Dataset) -> sources.Source:
+    """The images that the params name; if they are not here, those prepared from them.
+
+    Raises:
+        UserError: if neither is there.
+    """
+    try:
+        return source_of(section)
+    except UserError:
+        with suppress(UserError, OSError, ValueError):
+            prepared = image_store.about(workdir.IMAGES)["source_fingerprint"]
+            if prepared == json.loads(FINGERPRINT.read_text()):
+                return image_store.as_source(workdir.IMAGES)
+        raise
+
+
+def held_out_of(section: params.Dataset, source: sources.Source) -> NDArray[np.bool_]:
+    """Which images are held out: by the set's own split, else a seeded fraction of each class."""
+    if source.held_out is not None:
+        return source.held_out
+    return sources.held_out_mask(source.labels, section.held_out, section.seed)
+
+
+def problems(
+    config: params.Params, source: sources.Source, train: NDArray[Any], held_out: NDArray[Any]
+) -> Iterator[str]:
+    """A line for each thing that the labels of the two splits (-1: none), and their numbers, are
+    unfit for."""
+    for name, part in (("train", train), ("held-out", held_out)):
+        least = config.evaluate.neighbours + 1
+        if len(part) < least:
+            yield (f"the {name} split has {len(part)} images; evaluate.neighbours "
+                   f"({config.evaluate.neighbours}) needs at least {least}: give more images, or "
+                   f"change dataset.held_out or dataset.limit")  # fmt: skip
+    used = [("finetune", config.finetune.batch)] if config.finetunes else []
+    if config.pretrain.source == "train":
+        used.insert(0, ("pretrain", config.pretrain.batch))
+    for kind, batch in used:
+        if batch > len(train):
+            yield (f"{kind}.batch is {batch} but there are only {len(train)} images to train on; "
+                   f"lower it or give more")  # fmt: skip
+    unseen = sorted(set(held_out.tolist()) - set(train.tolist()))
+    if unseen:
+        name = quoted(source.classes[unseen[0]]) if source.classes else "none"
+        yield (f"{len(unseen)} of the classes are only in the held-out split, the first is "
+               f"{name}; give training images of them, or set dataset.labels: none")  # fmt: skip
+
+
+def summary(
+    section: params.Dataset,
+    source: sources.Source,
+    train: NDArray[Any],
+    held_out: NDArray[Any],
+    shape: list[int],
+    skipped: int,
+) -> dict[str, Any]:
+    """What the images are, for people and for the report; the same for the same set wherever it
+    lies."""
+    forms, n = source.forms, len(train) + len(held_out)
+    sizes = forms.sizes or {(shape[2], shape[1]): n}
+    often = max(sizes, key=lambda size: (sizes[size], size))
+    count = [np.bincount(part[part >= 0], minlength=len(source.classes)).tolist()
+             for part in (train, held_out)]  # fmt: skip
+    return {
+        "name": section.name,
+        "shape": shape,
+        "train": len(train),
+        "held_out": len(held_out),
+        "skipped": skipped,
+        "split": "seeded" if source.held_out is None else "given",
+        "classes": [
+            {"name": name, "train": a, "held_out": b}
+            for name, a, b in zip(source.classes, *count, strict=True)
+        ],
+        "modes": dict(forms.modes) or {"L" if shape[0] == 1 else "RGB": n},
+        "sizes": {
+            "least": [min(size[k] for size in sizes) for k in (0, 1)],
+            "most": [max(size[k] for size in sizes) for k in (0, 1)],
+            "common": {"size": list(often), "count": sizes[often]},
+        },
+        "grey": forms.grey,
+        "transparent": forms.transparent,
+        "background": BACKGROUND,
+        "animated": forms.animated,
+        "ignored": dict(source.ignored),
+    }
+
+
+def told(facts: dict[str, Any]) -> Iterator[str]:
+    """The lines of a summary."""
+    n, classes, sizes = facts["train"] + facts["held_out"], facts["classes"], facts["sizes"]
+    given = " (as the set's folders or files say; only train is trained on)"
+    yield (f"{facts['name']}: {facts['train']} train, {facts['held_out']} held-out, "
+           f"{facts['skipped']} skipped, {len(classes)} classes"
+           f"{given if facts['split'] == 'given' else ''}")  # fmt: skip
+    if classes:
+        some = [f"{quoted(c['name'])} {c['train'] + c['held_out']}" for c in classes[:SHOWN]]
+        more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+        yield f"classes: {', '.join(some)}{more}"
+    common = sizes["common"]
+    modes = ", ".join(f"{count} {mode}" for mode, count in sorted(facts["modes"].items()))
+    yield (f"modes: {modes}; sizes: {_by(sizes['least'])} to {_by(sizes['most'])}, most often "
+           f"{_by(common['size'])} ({common['count']})")  # fmt: skip
+    if facts["transparent"]:
+        yield f"{facts['transparent']} have transparency: composited on {facts['background']}"
+    if facts["animated"]:
+        yield f"{facts['animated']} have several frames: the first is taken"
+    if facts["ignored"]:
+        yield f"ignored, as no images: {counted(facts['ignored'])}"
+    if facts["grey"] == n and facts["shape"][0] == 3:
+        yield "hint: all images are grey; dataset.channels: 1 takes a third of the values"
+
+
+def _by(size: list[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _bar(indices: list[int]) -> Iterator[int]:
+    with console.bar("prepare", len(indices), "img") as bar:
+        for i in indices:
+            yield i
+            bar.update()
+
+
+if __name__ == "__main__":
+    workdir.main(run)

@@ -1,0 +1,149 @@
+"""Stage ``source``: a fingerprint of the raw images and labels -> data/source.json.
+
+DVC watches the fingerprint instead of ``dataset.path``.  So the same images at another place
+change nothing, an edited labels file prepares again, a path that is missing is one clear line, and
+in a clone without the raw images (``git clone``, ``dvc pull``) everything runs that needs only the
+prepared ones.  The stage always runs; digests of files are kept by size and time of change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import console
+from pipeline.work import workdir
+from rfpp_core.config import params
+from rfpp_core.config.params import Dataset
+from rfpp_core.errors import UserError
+from rfpp_core.storage import files
+
+FINGERPRINT = Path("data/source.json")
+WATCHED = ("name", "path", "labels")  # of the section dataset
+
+
+def run() -> None:
+    section = params.load().dataset
+    found = fingerprint(section)
+    if found is None:
+        found = prepared(section)
+        print(f"source: {section.path} is not here; the images prepared from it are used")
+    workdir.write_json(FINGERPRINT, found)
+
+
+def fingerprint(section: Dataset) -> dict[str, Any] | None:
+    """What identifies the raw images; None if they are not here.
+
+    Raises:
+        UserError: if they cannot be read, or contain the project itself.
+    """
+    if section.name != "folder":
+        return {"name": section.name}
+    path = located(section.path)
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"dataset.path '{section.path}' contains this project; give a folder or "
+                        f"a zip of images alone")  # fmt: skip
+    known = _Digests(workdir.work() / "source-digests.json")
+    content = _of(path, known)
+    if content is None:
+        return None
+    found: dict[str, Any] = {"name": "folder", "images": content, "labels": section.labels}
+    if section.labels not in ("folders", "none"):
+        found["labels"] = _of(located(section.labels), known)
+        if found["labels"] is None:
+            raise UserError(f"dataset.labels '{section.labels}' does not exist; it is 'folders', "
+                            f"'none' or a CSV file of name,label rows")  # fmt: skip
+    known.save()
+    return found
+
+
+def located(path: str) -> Path:
+    """A path of the params: ``~`` is expanded, and a relative one is looked up in the main tree
+    where an experiment runs in a copy of it (``dvc exp run --temp``)."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() else workdir.root() / given
+
+
+def prepared(section: Dataset) -> dict[str, Any]:
+    """The fingerprint that the prepared images carry, if they are of these params.
+
+    Raises:
+        UserError: if the raw images are needed.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        recorded = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["source"]["params"]
+        then = recorded["params.yaml"]
+        if all(then[f"dataset.{name}"] == getattr(section, name) for name in WATCHED):
+            attributes = json.loads((workdir.IMAGES / "zarr.json").read_text())["attributes"]
+            return dict(attributes["rfpp"]["source_fingerprint"])
+    raise UserError(f"dataset.path '{section.path}' is not there or empty; put images into it, or "
+                    f"set dataset.path to a folder or a zip of images")  # fmt: skip
+
+
+def _of(path: Path, known: _Digests) -> str | None:
+    """Digest of a file, or of the names and contents of a folder; None if there is nothing."""
+    try:
+        if path.is_file():
+            return known.of(path)
+        sha = hashlib.sha256()
+        names = [*_names(path)]
+        with console.bar("source", len(names), "file") as bar:
+            for name in names:
+                sha.update(os.fsencode(name) + b"\0" + known.of(path / name).encode())
+                bar.update()
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    return sha.hexdigest() if names else None
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Files below a folder, relative to it and in order; what systems hide is left out."""
+    seen = set()
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for at, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(at, name), folder)
+
+
+class _Digests:
+    """sha256 of files, kept by size, inode and time of change."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.now = file, dict[str, list[Any]]()
+        self.kept: dict[str, list[Any]] = {}
+        with suppress(OSError, ValueError, AttributeError):
+            self.kept = dict(json.loads(file.read_text()).items())
+
+    def of(self, path: Path) -> str:
+        """sha256 of a file's bytes."""
+        about = path.stat()
+        stamp = [about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns]
+        name = os.path.realpath(path).encode(errors="backslashreplace").decode()
+        known = self.kept.get(name)
+        unchanged = isinstance(known, list) and known[:-1] == stamp
+        self.now[name] = known if known and unchanged else [*stamp, files.sha256(path)]
+        return str(self.now[name][-1])
+
+    def save(self) -> None:
+        workdir.write_json(self.file, self.now)
+
+
+if __name__ == "__main__":
+    workdir.main(run)

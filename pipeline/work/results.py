@@ -1,0 +1,48 @@
+"""Measurements found again by what determines them: a small file each, in a work folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.work import workdir
+from rfpp_core.storage import files
+
+
+class Results:
+    """The measurements in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, document: Mapping[str, Any]) -> Any:
+        """What was measured of ``document``; None if nothing was, or its file is damaged."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self._file(document).read_text())
+            same = files.canonical(found["of"]) == files.canonical(document)
+            if same and found["digest"] == _digest(found["value"]):
+                return found["value"]
+        return None
+
+    def keep(self, document: Mapping[str, Any], value: Any) -> None:
+        """Writes a measurement."""
+        kept = {"of": document, "value": value, "digest": _digest(value)}
+        workdir.write_json(self._file(document), kept)
+
+    def once(self, document: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """What was measured before, or is measured now."""
+        found = self.find(document)
+        if found is None:
+            found = measure()
+            self.keep(document, found)
+        return found
+
+    def _file(self, document: Mapping[str, Any]) -> Path:
+        return self.folder / f"{files.digest(document)[:16]}.json"
+
+
+def _digest(value: Any) -> str:
+    return files.digest(json.dumps(value, sort_keys=True))  # of the text: it may hold NaN

@@ -1,0 +1,244 @@
+"""The Prefect flow: one task per shard, with retries, over a pool of workers.
+
+The only file that imports Prefect.  Prefect stays in this process; its server is the one of
+``PREFECT_API_URL`` or a private one that dies with this process.  Resume is the store's business
+(markers), not Prefect's cache.
+
+Environment: ``RFPP_RETRIES`` (3), ``RFPP_RETRY_SECONDS`` (2, doubled each time),
+``RFPP_SHARD_TIMEOUT`` (seconds, none by default).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+from contextlib import closing, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.error import HTTPError
+
+from tqdm import tqdm
+
+from pipeline.work import workdir
+from pipeline.workers.launch import die_with_parent, free_port
+from pipeline.workers.pool import Closed, Pool
+from rfpp_core.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.workers.tasks import Made
+
+START_SECONDS = 180.0
+ANSWER_SECONDS, ANSWER_TRIES = 10.0, 3
+
+
+def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
+    """Makes all the shards by ``call``, a task and its first arguments; those that succeed are
+    kept whatever becomes of the others.
+
+    Raises:
+        UserError: naming the shards that failed after their retries.
+    """
+    home = workdir.work() / "prefect"
+    _settings(home)
+    if url := os.environ.get("PREFECT_API_URL"):
+        _check_server(url)
+    else:
+        os.environ["PREFECT_API_URL"] = _start_server(home)
+    try:
+        import prefect  # noqa: F401
+    except Exception as error:  # a PREFECT_* variable that it does not accept
+        raise _orchestration(error) from None
+    return _flow(pool, call, shards, size)
+
+
+def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.task_runners import ThreadPoolTaskRunner
+    from prefect.tasks import exponential_backoff
+
+    timeout, retries = workdir.shard_patience()
+    backoff = exponential_backoff(workdir.env_number("RFPP_RETRY_SECONDS", 2))
+    bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
+
+    made: list[Made] = []
+
+    def worth_another_try(task: Any, run: Any, state: Any) -> bool:
+        return not isinstance(state.result(raise_on_failure=False), Closed | UserError)
+
+    @task(
+        name="shard",
+        task_run_name="shard {shard}",
+        retries=retries,
+        retry_delay_seconds=backoff if retries else None,
+        retry_condition_fn=worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def shard_task(shard: int) -> Made:
+        try:
+            done: Made = pool.call(*call, shard, timeout=timeout)
+        except Closed:
+            raise
+        except Exception as error:
+            bar.write(f"shard {shard} failed: {workdir.one_line(error)}", file=sys.stderr)
+            raise
+        bar.update(done.pairs)
+        made.append(done)
+        return done
+
+    @flow(
+        name="generate",
+        task_runner=ThreadPoolTaskRunner(max_workers=pool.size),  # type: ignore[arg-type]
+        validate_parameters=False,
+    )
+    def generate(shards: list[int]) -> dict[int, str]:
+        try:
+            futures = shard_task.map(shards)
+            states = [future.wait() or future.state for future in futures]
+            return {
+                k: workdir.one_line(s.result(raise_on_failure=False))
+                for k, s in zip(shards, states, strict=True)
+                if not s.is_completed()
+            }
+        except BaseException:
+            pool.close(kill=True)  # the runner's own exit waits for running threads
+            raise
+
+    with bar:
+        try:
+            failed = generate(shards)
+        except Exception as error:  # shards' own errors are in what it returns
+            raise _orchestration(error) from error
+    if failed:
+        names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
+        raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
+                        f"are kept, run again to retry")  # fmt: skip
+    return made
+
+
+def _orchestration(error: Exception) -> UserError:
+    """Prefect's own failure (its server is gone, its disk is full) in a line."""
+    home = workdir.work() / "prefect"
+    log = home / "flow.log"
+    with suppress(OSError), log.open("a") as file:
+        traceback.print_exception(error, file=file)
+    with suppress(OSError):
+        _put_aside(home)
+    return UserError(f"Prefect failed ({workdir.one_line(error)}; see {log} and server.log beside "
+                     f"it); finished shards are kept, run again to go on")  # fmt: skip
+
+
+def _check_server(url: str) -> None:
+    """Prefect itself would wait for minutes for a server that hangs.
+
+    Raises:
+        UserError: if nothing answers at a URL, or answers with errors of its own.
+    """
+    why = "it is no URL" if not url.startswith(("http://", "https://")) else ""
+    for _ in range(0 if why else ANSWER_TRIES):
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+                return
+        except (OSError, ValueError, HTTPException) as error:
+            if isinstance(error, HTTPError) and error.code < 500:
+                return  # Prefect's Cloud; what else it is, Prefect says
+            why = workdir.one_line(error)
+        time.sleep(1)
+    raise UserError(f"PREFECT_API_URL is {url[:200]!r}, where no Prefect server answers ({why}); "
+                    f"start it or unset PREFECT_API_URL, and run again; finished shards are "
+                    f"kept")  # fmt: skip
+
+
+def _settings(home: Path) -> None:
+    """Prefect's settings, each only if unset: quiet, offline, everything below ``.work``."""
+    home.mkdir(parents=True, exist_ok=True)
+    for name, value in {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # failures and interruptions are said here, in a line each
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_COLORS": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_API_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_server(home: Path) -> str:
+    """Starts a private server and returns its URL; it ends with this process, however that ends.
+
+    An flock guards the start: two servers migrating a fresh home at once kill one of them.  It is
+    stopped at exit and not earlier, because Prefect's log threads drain at interpreter shutdown.
+    """
+    for name in ("NO_PROXY", "no_proxy"):  # this machine is reached without one
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
+    with (home / "server.log").open("ab") as log, workdir.locked(home / "start.lock", "Prefect"):
+        try:
+            return _serve(home, log)
+        except UserError:
+            if not _put_aside(home):
+                raise
+            return _serve(home, log)
+
+
+def _serve(home: Path, log: IO[bytes]) -> str:
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+         "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
+        env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        start_new_session=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    atexit.register(_stop, server)
+    _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _put_aside(home: Path) -> bool:
+    """Renames the private server's database, which holds nothing that a run needs, if it is
+    damaged; whether it was."""
+    database = home / "prefect.db"
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            [(found,)] = opened.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found == "ok" or not database.exists():
+        return False
+    for name in ("prefect.db-wal", "prefect.db-shm", "prefect.db"):
+        with suppress(FileNotFoundError):
+            (home / name).replace(home / f"{name}.damaged")
+    print(f"pairs: Prefect's database {database} was damaged ({found}); it is put aside")
+    return True
+
+
+def _wait_healthy(url: str, server: subprocess.Popen[bytes], home: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise UserError(f"Prefect's server did not start; see {home / 'server.log'}, or set "
+                    f"PREFECT_API_URL to a running one")  # fmt: skip
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()

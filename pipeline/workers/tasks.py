@@ -1,0 +1,153 @@
+"""What a worker does: make one shard of pairs, or one micro-batch again as a witness.
+
+Plain functions of plain arguments; the teacher stays loaded between calls.  No Prefect here.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rfpp_core import runtime
+from rfpp_core.config import build
+from rfpp_core.errors import UserError
+from rfpp_core.images import store as image_store
+from rfpp_core.images.pixels import to_float, to_uint8
+from rfpp_core.pairs.spec import Pairs, PairSpec
+from rfpp_core.pairs.store import PairStore
+from rfpp_core.sampling.sampler import Flow, Recipe, draw, threads_for
+
+
+class Made(NamedTuple):
+    """A shard that was made: how many pairs, and the seconds that computing and keeping took."""
+
+    pairs: int
+    computing: float
+    keeping: float  # writing, syncing, digests, marker
+
+
+def make_shard(store_path: str, teacher: str, shard: int) -> Made:
+    """Generates and commits one shard.
+
+    Every micro-batch is aligned with the index and computed on its own, so neither the number of
+    workers nor the order of shards can change an image.
+    """
+    store = PairStore.open(Path(store_path))
+    spec, flow = store.spec, _teacher(teacher)
+    if flow.digest != spec.teacher:
+        raise UserError(f"{teacher} is not the teacher of {store_path} any more")
+    return _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
+
+
+def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
+    """Sends one shard of real images to noise and commits both."""
+    store = PairStore.open(Path(store_path))
+    flow, spec = _teacher(teacher), store.spec
+    if flow.digest != spec.teacher:
+        raise UserError(f"{teacher} is not the teacher of {store_path} any more")
+    return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
+
+
+def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> Made:
+    """Makes the micro-batches of a shard and commits them."""
+    began = time.monotonic()
+    starts = range(*store.span(shard), store.spec.micro_batch)
+    with _fitting(store.spec):
+        parts = runtime.map_exact(make, starts, threads_for(flow.device))
+        first = None if store.spec.stored else _noise(flow, store.spec, starts[0])[0].cpu().numpy()
+    images, labels, noises = zip(*parts, strict=True)
+    pairs = Pairs(
+        np.concatenate(images),
+        np.concatenate(labels),
+        None if noises[0] is None else np.concatenate(noises),
+    )
+    made = time.monotonic()
+    store.commit(shard, pairs, first, made_by=runtime.signature(flow.device))
+    return Made(len(pairs.images), made - began, time.monotonic() - made)
+
+
+def _fitting(spec: PairSpec) -> AbstractContextManager[None]:
+    """Says what to do when a micro-batch does not fit into the device; another worker may have
+    the room, so it is no user's error yet."""
+    return runtime.enough_memory(f"lower micro_batch (now {spec.micro_batch})", MemoryError)
+
+
+class Witness(NamedTuple):
+    """A kept micro-batch beside the same one made again today."""
+
+    share: float  # of values that differ; of stored noise, by more than 1/255
+    levels: float  # by how many grey levels at most, or 255ths of noise
+    digest: str  # of the one made today
+    same_machine: bool  # made by the same device, build of torch and instruction set
+
+
+def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
+    """Makes the first micro-batch of a committed shard again and compares.
+
+    ``rest`` is the path of the real images, if it was they that were inverted, and the shard.
+    """
+    store, flow = PairStore.open(Path(store_path)), _teacher(teacher)
+    spec, shard = store.spec, int(rest[-1])
+    start, stop = store.span(shard)
+    old = store.read(start, min(start + spec.micro_batch, stop))
+    same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
+    if spec.stored:
+        images = str(rest[0])
+        with _fitting(spec):
+            [new] = runtime.map_exact(lambda at: inverted(flow, spec, images, at), [start], 1)
+        assert old.noise is not None
+        assert new.noise is not None
+        gap = 255 * np.abs(old.noise - new.noise)
+        if not same:  # another machine's last bits are no other noise
+            gap = gap * (gap > 1)
+    else:
+        with _fitting(spec):
+            [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
+        gap = np.abs(old.images.astype(np.float32) - new.images)
+    return Witness(float((gap > 0).mean()), float(gap.max()), new.digest, same)
+
+
+def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
+    """The micro-batch of pairs from ``start`` on."""
+    index = spec.index(start, start + spec.micro_batch)
+    recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    z, y = _noise(flow, spec, start), spec.y(index.to(flow.device))
+    images = to_uint8(draw(flow.field, z, y, recipe, start=spec.start).x).cpu().numpy()
+    return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
+
+
+def _noise(flow: Flow, spec: PairSpec, start: int) -> Tensor:
+    """The noise of a micro-batch, on the flow's device."""
+    return spec.z(spec.index(start, start + spec.micro_batch).to(flow.device))
+
+
+def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
+    """The micro-batch of real images from ``start`` on, and the noise that the flow sends to
+    them."""
+    real = image_store.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
+    x = to_float(torch.from_numpy(real.images)).to(flow.device)
+    y = torch.from_numpy(real.labels).long() if spec.classes else None
+    recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    label = None if y is None else y.to(flow.device)
+    z = draw(flow.field, x, label, recipe, backwards=True, start=spec.start).x
+    noise = np.ascontiguousarray(z.float().cpu().numpy())
+    return Pairs(real.images, _labels(y, len(noise)), noise)
+
+
+def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
+    return np.full(n, -1, np.int16) if y is None else y.numpy().astype(np.int16)
+
+
+@functools.lru_cache(maxsize=1)
+def _teacher(path: str) -> Flow:
+    runtime.exact()
+    return build.load_flow(path, runtime.device())

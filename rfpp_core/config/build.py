@@ -1,0 +1,245 @@
+"""The composition root: params -> network, field, loss, sampler.  It alone knows both sides.
+
+Alternatives stand in tables keyed by the value of their param and annotated ``Choices``: the
+identity of a training covers the entries that it uses, and no others (pipeline/code.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from rfpp_core.config.params import (
+    Architecture,
+    Loss,
+    Network,
+    Params,
+    Section,
+    Times,
+    Training,
+    explained,
+)
+from rfpp_core.errors import UserError
+from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
+from rfpp_core.model.nets.small_unet import SmallUNet
+from rfpp_core.model.nets.song_unet import SongUNet
+from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
+from rfpp_core.rng import subkey
+from rfpp_core.sampling.sampler import Flow
+from rfpp_core.storage import checkpoint, files
+from rfpp_core.training import losses, times
+from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.trainer import LossFunction, TrainConfig
+
+T = TypeVar("T")
+Choices: TypeAlias = Mapping[str, T]  # what a param's values stand for
+
+
+def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """The JSON document that :func:`field` builds from; it travels in every model file.
+
+    Raises:
+        UserError: if it is to be conditional and there are no labels.
+    """
+    document = params.model_dump(mode="json")
+    conditional = document.pop("conditional")
+    if conditional and not classes:
+        raise UserError("network.conditional needs labels: put the images in a folder per class, "
+                        "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
+    return {**document, "shape": list(shape), "classes": classes if conditional else 0}
+
+
+def architecture_of(document: Any) -> Architecture:
+    """An architecture document, checked.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    try:
+        return Architecture.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"not an architecture of this version: {explained(error)}") from None
+
+
+def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Conditioned:
+    """The preconditioned network of an architecture document, its weights drawn from ``seed``.
+
+    Raises:
+        UserError: if the document is not one, the image does not halve often enough, or a width
+            does not split into the groups of its normalisation or the heads of its attention.
+    """
+    network = architecture_of(arch)
+    _, h, w = network.shape
+    halvings = 2 ** (len(network.multipliers) - 1)
+    if h != w or h % halvings:
+        raise UserError(
+            f"network.multipliers has {len(network.multipliers)} levels, so images must be square "
+            f"with sides a multiple of {halvings}; they are {h}x{w}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subkey(seed, "weights"))
+        try:
+            model = NETWORKS[network.arch](network, dropout)
+        except ValueError as error:  # of torch's GroupNorm, or of attention
+            raise UserError(
+                f"network.channels {network.channels} with multipliers {[*network.multipliers]} "
+                f"makes no {network.arch}: {error}; take a multiple of 32"
+            ) from None
+    return PRECONDITIONINGS[network.precond](model, network)
+
+
+NETWORKS: Choices[Callable[[Architecture, float], nn.Module]] = {
+    "small_unet": lambda a, dropout: SmallUNet(
+        a.shape[0], a.channels, a.multipliers, a.blocks, a.attention, a.classes, dropout
+    ),
+    "ncsnpp": lambda a, dropout: SongUNet(
+        *_edm(a), dropout, embedding="fourier", encoder="residual"
+    ),
+    "ddpmpp": lambda a, dropout: SongUNet(
+        *_edm(a), dropout, embedding="positional", encoder="standard"
+    ),
+    "adm": lambda a, dropout: DhariwalUNet(*_edm(a), dropout),
+}
+
+PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
+    "velocity": lambda model, a: PlainVelocity(model),
+    "edm": lambda model, a: EDMVelocity(model, a.sigma_data),
+}
+
+
+def _edm(
+    a: Architecture,
+) -> tuple[int, int, int, tuple[int, ...], int, tuple[int, ...], int, int]:
+    """The arguments that EDM's networks share."""
+    channels, side, _ = a.shape
+    return (side, channels, a.channels, a.multipliers, a.blocks, a.attention_resolutions,
+            a.classes, a.augment)  # fmt: skip
+
+
+def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
+    """Loads a flow from one model file.
+
+    Raises:
+        UserError: if the file is missing, damaged, or its weights do not fit its architecture.
+    """
+    return flow_of(checkpoint.load(Path(path)), Path(path), device)
+
+
+def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
+    """The flow of weights and a document that were read from ``path``, as :func:`load_flow`."""
+    about = loaded.about
+    arch = about.get("architecture")
+    if not isinstance(arch, dict):
+        raise UserError(f"{path} is not a model file (no architecture in its metadata)")
+    start = about.get("start", 1.0)
+    if not isinstance(start, float | int) or not 0 < start <= 1:
+        raise UserError(f"{path} starts at {start!r}; a flow starts at a time in (0, 1]")
+    with torch.device("meta"):  # nothing is allocated for what the file does not hold
+        net = field(arch)
+    checkpoint.load_into(net, loaded.tensors, str(path), assign=True)
+    net.requires_grad_(False).eval()
+    net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Flow(net, tuple(arch["shape"]), arch["classes"], flow_digest(loaded), about)
+
+
+def flow_digest(loaded: checkpoint.Loaded) -> str:
+    """sha256 of weights and architecture: what a flow is, whatever else its file says.
+
+    Raises:
+        UserError: if the architecture is not one of this version.
+    """
+    return files.digest([described(architecture_of(loaded.about["architecture"])), loaded.weights])
+
+
+def described(section: Section) -> dict[str, Any]:
+    """What a section of params says beside its defaults, as JSON for an identity.
+
+    An option that stands at its default is left out, so that a new option changes no identity;
+    hence a default must never change (tests/unit/work/test_identity.py holds them all).
+    """
+    return section.model_dump(mode="json", exclude_defaults=True)
+
+
+def train_config(params: Training, seed: int) -> TrainConfig:
+    """The trainer's config of a training section; ``seed`` is the stage's own."""
+    shared = TrainConfig.__dataclass_fields__.keys() & type(params).model_fields.keys()
+    return TrainConfig(seed=seed, **{name: getattr(params, name) for name in shared})
+
+
+Law: TypeAlias = Callable[[Tensor], Tensor]
+
+TIMES: Choices[Callable[[Times], Law]] = {
+    "u_shape": lambda p: partial(times.u_shape, a=p.a),
+    "uniform": lambda p: times.uniform,
+    "logit_normal": lambda p: partial(times.logit_normal, mean=p.mean, std=p.std),
+    "fixed": lambda p: partial(times.fixed, t=p.t),
+}
+
+DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
+    "l2": lambda p: losses.l2,
+    "l2_root": lambda p: losses.l2_root,
+    "pseudo_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
+    "lpips_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
+    "lpips_huber_over_t": lambda p: partial(losses.pseudo_huber, c=p.c),
+}
+
+
+def time_law(params: Times) -> Law:
+    """Maps uniform draws (B,) in (0, 1) to training times; random ones keep off 0 and 1."""
+    law = TIMES[params.law](params)
+    return law if params.law == "fixed" else lambda u: times.inside(law(u))
+
+
+def distance(params: Loss) -> losses.Distance:
+    """Per-sample distance (B,) of a velocity to its target."""
+    return DISTANCES[params.name](params)
+
+
+def loss(
+    params: Training, coupling: Coupling, perceptual: losses.Distance | None = None
+) -> LossFunction:
+    """Flow matching on a coupling, with the params' times, distances and label dropout.
+
+    Args:
+        params: the training section.
+        coupling: gives (x, z, y).
+        perceptual: the distance of images that the params name, if they name one.
+    """
+    section = params.loss
+    term = "huber" if section.is_perceptual else section.name
+    seen = None
+    if section.is_perceptual:
+        assert perceptual is not None
+        over_t = section.name == "lpips_huber_over_t"
+        seen = losses.Perceptual(section.perceptual, perceptual, over_t)
+    return losses.flow_matching(
+        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen,
+        params.times.antithetic,
+    )  # fmt: skip
+
+
+def provenance_params(params: Params, section: Training) -> dict[str, Any]:
+    """What of the params goes into a model file: no paths, nothing that moves no bit."""
+    document = section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS)
+    return {
+        "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
+        "training": document,
+    }
+
+
+NOT_IN_WEIGHTS: Any = {
+    "log_every": True, "source": True, "checkpoint": True, "checkpoint_sha256": True,
+    "loss": {"vgg_path"},
+}  # fmt: skip
+
+
+def training_identity(section: Training) -> dict[str, Any]:
+    """What of a training section determines weights: as :func:`described`, without paths and
+    what moves no bit."""
+    return section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS, exclude_defaults=True)

@@ -1,0 +1,202 @@
+"""Labels and the split of a set of image files, from their names or from a table.
+
+The names of a set's top folders say what they are: all of them names of parts (``train`` beside
+``test``, ``val``, ...) give the split, and everything but ``train`` is held out; others are
+classes.  What could be read both ways is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rfpp_core.errors import UserError, quoted
+from rfpp_core.images.decode import first_line
+
+TRAIN = {"train", "training"}
+HELD_OUT = {
+    "test", "testing", "val", "valid", "validation", "held_out", "held-out", "heldout",
+}  # fmt: skip
+MOST_CLASSES = 2**15 - 1
+
+Labels = tuple[NDArray[np.int64], list[str]]  # (N,), -1 for none, and the names of the classes
+Names = Sequence[PurePosixPath]
+
+
+def below_common(names: Sequence[str]) -> list[PurePosixPath]:
+    """Names without the folders that all of them share (an archive's wrapper)."""
+    parts = [PurePosixPath(name).parts for name in names]
+    while all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return [PurePosixPath(*part) for part in parts]
+
+
+def split_of(names: Names) -> tuple[Names, NDArray[np.bool_] | None]:
+    """Names below the folders of the parts, and which are held out; as given where there are none.
+
+    Raises:
+        UserError: if only some of the top folders are parts, or none of them is to be trained on.
+    """
+    tops = sorted({name.parts[0] for name in names if len(name.parts) > 1})
+    train = [top for top in tops if top.casefold() in TRAIN]
+    held = [top for top in tops if top.casefold() in HELD_OUT]
+    others = [top for top in tops if top not in train + held]
+    if not held or (others and not train):  # a class may be called train, or test
+        return names, None
+    if others or any(len(name.parts) == 1 for name in names):
+        other = others[0] if others else next(str(n) for n in names if len(n.parts) == 1)
+        raise UserError(f"{_listed(train + held)} look like a split, but {quoted(other)} lies "
+                        f"beside them; keep train and held-out folders only, or set "
+                        f"dataset.path to one of them")  # fmt: skip
+    if not train:
+        raise UserError(f"{_listed(held)} look like a split without its training part; add a "
+                        f"folder train, or set dataset.path to one of them")  # fmt: skip
+    mask = np.array([name.parts[0] in held for name in names])
+    return below_common([PurePosixPath(*name.parts[1:]).as_posix() for name in names]), mask
+
+
+def of_folders(names: Names) -> Labels:
+    """The top folder of each name; no labels where there is none, or only one.
+
+    Raises:
+        UserError: if some images lie beside the folders.
+    """
+    beside = [name for name in names if len(name.parts) < 2]
+    tops = sorted({name.parts[0] for name in names if len(name.parts) > 1})
+    if beside and tops:
+        raise UserError(f"{quoted(beside[0])} lies beside the class folders {_listed(tops)} (of "
+                        f"such images there are {len(beside)}); move it into one of them, or set "
+                        f"dataset.labels: none")  # fmt: skip
+    if not tops:
+        return none(len(names))
+    return _numbered([name.parts[0] for name in names])
+
+
+def none(n: int) -> Labels:
+    """No labels."""
+    return np.full(n, -1, dtype=np.int64), []
+
+
+def of_dataset_json(
+    files: Mapping[str, bytes], names: Sequence[str]
+) -> tuple[Labels | None, list[str]]:
+    """The labels of NVlabs' ``dataset.json`` files, and which of the files hold such labels; None
+    if none does.
+
+    Their ``labels`` are rows of a name, relative to the file, and a class number; or null.
+
+    Raises:
+        UserError: if labels are no class numbers, disagree, or lack one of the images.
+    """
+    used = {where: _json(data, where) for where, data in files.items()}
+    used = {where: found for where, found in used.items() if found and "labels" in found}
+    found: dict[str, str] = {}
+    for where, document in used.items():
+        rows = document["labels"]
+        for row in rows if isinstance(rows, list) else [] if rows is None else [rows]:
+            if not _is_row(row):
+                raise UserError(f"{quoted(where)} has the label {quoted(json.dumps(row))}; a row "
+                                f"must be [name, class number from 0]")  # fmt: skip
+            name = PurePosixPath(where).parent / row[0].replace("\\", "/")
+            _enter(found, name.as_posix(), str(row[1]), where)
+    if not used:
+        return None, []
+    if not found:
+        return none(len(names)), list(used)
+    return _looked_up(found, names, next(iter(used))), list(used)
+
+
+def _json(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{quoted(where)} is no readable JSON: {first_line(error)}; mend it, or "
+                        f"set dataset.labels: none") from None  # fmt: skip
+    return document if isinstance(document, dict) else {}
+
+
+def _is_row(row: Any) -> bool:
+    pair = isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
+    return pair and type(row[1]) is int and row[1] >= 0
+
+
+def of_table(path: Path, names: Sequence[str]) -> Labels:
+    """The labels of a table of name and label (UTF-8; comma, semicolon or tab; a header or none).
+
+    Raises:
+        UserError: if it cannot be read, lacks an image, has an empty label, or two that disagree.
+    """
+    rows = _rows(path, set(names))
+    found: dict[str, str] = {}
+    for name, label in rows:
+        if not label:
+            raise UserError(f"{quoted(path)} has an empty label for {quoted(name)}; give it one, "
+                            f"or take the image out of the set")  # fmt: skip
+        _enter(found, name, label, str(path))
+    return _looked_up(found, names, str(path))
+
+
+def _enter(found: dict[str, str], name: str, label: str, where: str) -> None:
+    if found.setdefault(name, label) != label:
+        raise UserError(f"{quoted(where)} gives {quoted(name)} the labels {quoted(found[name])} "
+                        f"and {quoted(label)}; keep one")  # fmt: skip
+
+
+def _looked_up(found: dict[str, str], names: Sequence[str], where: str) -> Labels:
+    lost = [name for name in names if name not in found]
+    if lost:
+        raise UserError(f"{quoted(where)} has no label for {len(lost)} of {len(names)} images of "
+                        f"the set, the first is {quoted(lost[0])}")  # fmt: skip
+    return _numbered([found[name] for name in names])
+
+
+def _rows(path: Path, names: set[str]) -> list[tuple[str, str]]:
+    """Rows of images of the set, read with the delimiter that finds the most of them."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        tables = [list(csv.reader(io.StringIO(text, newline=""), delimiter=d)) for d in ",;\t"]
+    except UnicodeDecodeError:
+        raise UserError(f"dataset.labels {quoted(path)} is not UTF-8 text; save it as CSV "
+                        f"UTF-8") from None  # fmt: skip
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"dataset.labels {quoted(path)} cannot be read: "
+                        f"{first_line(error)}") from None  # fmt: skip
+    found = [[_row(row) for row in table if row and _row(row)[0] in names] for table in tables]
+    best = max(found, key=lambda rows: (len(rows), sum(bool(label) for _, label in rows)))
+    if not best:
+        line = next((line for line in text.splitlines() if line.strip()), "")
+        raise UserError(f"no row of {quoted(path)} names an image of the set; a row must be "
+                        f"name,label with names such as {quoted(min(names))}, its first is "
+                        f"{quoted(line) or 'missing'}")  # fmt: skip
+    return best
+
+
+def _row(row: list[str]) -> tuple[str, str]:
+    name = row[0].strip().replace("\\", "/")
+    return PurePosixPath(name).as_posix(), row[1].strip() if len(row) > 1 else ""
+
+
+def _numbered(given: Sequence[str]) -> Labels:
+    """Classes in order, numbers as numbers."""
+    classes = sorted(set(given), key=_order)
+    if len(classes) > MOST_CLASSES:
+        raise UserError(f"the images have {len(classes):,} classes; at most {MOST_CLASSES:,}")
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number[name] for name in given], dtype=np.int64), classes
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    digits = name.isascii() and name.isdigit() and len(name) <= 18
+    return not digits, int(name) if digits else 0, name
+
+
+def _listed(names: Sequence[str]) -> str:
+    some = ", ".join(quoted(name) for name in names[:5])
+    return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")

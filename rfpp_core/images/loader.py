@@ -1,0 +1,73 @@
+"""Batches of images: where they live, and in which order they come.
+
+The order is stateless: batch = f(seed, step), so the whole state of the data at a checkpoint is
+one integer.  Epoch e visits ``permutation(seed, e)``; the last n mod batch images of an epoch are
+dropped.  Images stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rfpp_core.errors import UserError
+from rfpp_core.images.pixels import to_float
+from rfpp_core.rng import permutation
+from rfpp_core.training.couplings import Batch
+from rfpp_core.training.distributed import Rank
+
+
+def place(images: Tensor, device: torch.device) -> Tensor:
+    """Puts uint8 images on the device if they take at most an eighth of its memory, else leaves
+    them: copying a batch costs little, and what a training needs beside them is not known yet."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # CIFAR-10's million pairs (3 GB) fit on 24 GiB so; activations need the rest
+        if images.numel() <= min(total / 8, free / 2):
+            return images.to(device)
+    return images
+
+
+def batches(
+    images: Tensor,
+    labels: Tensor | None,
+    batch: int,
+    key: int,
+    device: torch.device,
+    start: int = 0,
+    rank: Rank = Rank(),  # noqa: B008
+) -> Iterator[Batch]:
+    """Yields the batches of steps ``start``, ``start + 1``, ... without end, channels last.
+
+    Args:
+        images: uint8 (N, C, H, W) on any device.
+        labels: int64 (N,) or None.
+        batch: batch size, at most N.
+        key: key of the order.
+        device: where the batches go.
+        start: first step.
+        rank: of several processes, whose slice of each batch this is.
+
+    Raises:
+        UserError: if the batch is larger than the set, or the processes do not share it evenly.
+    """
+    if batch % rank.world:
+        raise UserError(f"batch is {batch}, which {rank.world} processes do not share evenly")
+    share = batch // rank.world
+    per_epoch = len(images) // batch
+    if per_epoch < 1:
+        raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
+                        f"lower batch")  # fmt: skip
+    step, epoch, order = start, -1, torch.empty(0)
+    while True:
+        now, k = divmod(step, per_epoch)
+        if now != epoch:
+            epoch, order = now, permutation(key, now, len(images))
+        first = k * batch + rank.rank * share
+        index = order[first : first + share]
+        x = to_float(images[index.to(images.device)].to(device, non_blocking=True))
+        y = None if labels is None else labels[index].to(device)
+        yield Batch(x.to(memory_format=torch.channels_last), index.to(device), y)
+        step += 1

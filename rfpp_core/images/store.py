@@ -1,0 +1,236 @@
+"""The image store: uint8 NCHW arrays with labels, split into train and held out.
+
+The image store is a Zarr group with ``train`` and ``held_out``, each with ``images`` uint8
+(N, C, H, W) and ``labels`` int16 (N,).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from rfpp_core.errors import Damaged, UserError, quoted
+from rfpp_core.images.buffers import MEMORY, Shelf, flush
+from rfpp_core.images.decode import CorruptImage, Pixels
+from rfpp_core.images.sources import Source
+from rfpp_core.storage.zarr_arrays import create_array, open_group
+
+Split = Literal["train", "held_out"]
+
+
+class Images(NamedTuple):
+    """uint8 images (N, C, H, W) and integer labels (N,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
+
+
+def about(path: Path) -> dict[str, Any]:
+    """The attributes of an image store: name, shape, classes, digests of it and its splits.
+
+    Raises:
+        UserError: if there is no image store at ``path``.
+    """
+    attrs = open_group(path, "dvc repro prepare").attrs.asdict().get("rfpp")
+    if not isinstance(attrs, dict):
+        raise UserError(f"{path} is not an image store; `dvc repro prepare` makes it")
+    return attrs
+
+
+def count(path: Path, part: Split) -> int:
+    """How many images a split has."""
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    return int(group["images"].shape[0])
+
+
+def labels(path: Path, part: Split) -> NDArray[np.integer[Any]]:
+    """The labels (N,) of a split."""
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    found: NDArray[np.integer[Any]] = group["labels"][:]
+    return found
+
+
+def as_source(path: Path) -> Source:
+    """The images of a store as a source: the training split, then the held-out one."""
+    parts: tuple[Split, Split] = ("train", "held_out")
+    given = [labels(path, part).astype(np.int64) for part in parts]
+    n = len(given[0])
+
+    def load(i: int) -> Pixels:
+        part, k = (parts[0], i) if i < n else (parts[1], i - n)
+        pixels: Pixels = read_some(path, part, slice(k, k + 1)).images[0]
+        return pixels
+
+    together = np.concatenate(given)
+    keys = [str(i) for i in range(len(together))]
+    held_out = np.arange(len(together)) >= n
+    return Source(keys, together, about(path)["class_names"], load, held_out)
+
+
+def read(path: Path, part: Split, shelf: Shelf = MEMORY) -> Images:
+    """One split of an image store, whole; in memory, or where a shelf says.
+
+    Raises:
+        Damaged: if it is not what was written.
+    """
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    names = Images._fields
+    layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
+    arrays, empty = shelf.arrays(layout)
+    if empty:
+        n, size = len(arrays["images"]), group["images"].chunks[0]
+        for start in range(0, n, size):
+            here = slice(start, start + size)
+            for name, values in read_some(path, part, here)._asdict().items():
+                arrays[name][here] = values
+        if about(path).get("splits", {}).get(part) != _digest(arrays["images"], arrays["labels"]):
+            raise _damaged(path, part, "it is not what was written")
+        flush(arrays)
+    return Images(**arrays)
+
+
+def read_some(path: Path, part: Split, span: slice) -> Images:
+    """Some images of a split.
+
+    Raises:
+        Damaged: if a file of them is missing, empty, or not what was written.
+    """
+    group: Any = open_group(path, "dvc repro prepare")[part]
+    images, labels = group["images"], group["labels"]
+    first, stop, _ = span.indices(images.shape[0])
+    shards = range(first // images.shards[0], -(-stop // images.shards[0]))
+    names = [*(f"images/c/{k}/0/0/0" for k in shards), "labels/c/0"]
+    for file in (path / part / name for name in names):
+        if not file.exists() or not file.stat().st_size:  # zarr reads silent zeros
+            raise _damaged(path, part, f"{file} is missing or empty")
+    try:
+        return Images(images[span], labels[span])
+    except (ValueError, RuntimeError) as error:
+        raise _damaged(path, part, str(error)) from None
+
+
+def _damaged(path: Path, part: Split, why: str) -> Damaged:
+    files = (file for file in (path / part).rglob("*") if file.is_file())
+    return Damaged(f"{path} is damaged in the split {part} ({why}); `dvc repro prepare` makes it "
+                   f"again", *files)  # fmt: skip
+
+
+def _digest(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> str:
+    """sha256 of a split's pixels and labels."""
+    sha = hashlib.sha256(np.ascontiguousarray(images).data)
+    sha.update(np.ascontiguousarray(labels).data)
+    return sha.hexdigest()
+
+
+def write(
+    path: Path,
+    source: Source,
+    held_out: NDArray[np.bool_],
+    skip_corrupt: bool = False,
+    watch: Callable[[list[int]], Iterable[int]] = iter,
+    **about: Any,
+) -> list[str]:
+    """Decodes a source into an image store, a chunk in memory at a time.
+
+    Args:
+        path: where; must not exist.
+        source: the images.
+        held_out: bool (N,), which go to the held-out split.
+        skip_corrupt: leave out images that cannot be read instead of refusing the set.
+        watch: wraps the indices, for a progress bar.
+        about: what else to put in the attributes.
+
+    Returns:
+        A line for each corrupt image.
+
+    Raises:
+        UserError: if images are corrupt and not to be skipped, or a split is empty.
+    """
+    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    corrupt: list[str] = []
+    sha, shape, splits = hashlib.sha256(), (0, 0, 0), {}
+    for name, mask in (("train", ~held_out), ("held_out", held_out)):
+        writer: _Writer | None = None
+        for i in watch(np.flatnonzero(mask).tolist()):
+            try:
+                pixels = source.load(i)
+            except CorruptImage as error:
+                corrupt.append(f"{quoted(source.keys[i])}: {error}")
+                continue
+            if writer is None:
+                shape = pixels.shape
+                writer = _Writer(group.create_group(name), shape, int(mask.sum()), sha)
+            writer.add(pixels, int(source.labels[i]))
+        if writer is not None:
+            writer.close()
+            splits[name] = writer.own.hexdigest()
+        elif not corrupt:
+            raise UserError(f"the {name.replace('_', '-')} split is empty; give more images or "
+                            f"change dataset.held_out")  # fmt: skip
+    if corrupt and not (skip_corrupt and len(splits) == 2):
+        _refuse(corrupt, skip_corrupt)
+    group.attrs["rfpp"] = {
+        **about,
+        "shape": list(shape),
+        "classes": len(source.classes),
+        "class_names": list(source.classes),
+        "digest": sha.hexdigest(),
+        "splits": splits,
+    }
+    return corrupt
+
+
+def _refuse(corrupt: list[str], skipped: bool) -> None:
+    some = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
+    if skipped:
+        raise UserError(f"{len(corrupt)} corrupt image(s) ({some}) leave a split empty; mend them "
+                        f"or give more images")  # fmt: skip
+    raise UserError(f"{len(corrupt)} corrupt image(s) ({some}); mend them or set "
+                    f"dataset.skip_corrupt: true")  # fmt: skip
+
+
+class _Writer:
+    """Fills one split chunk by chunk; images that were skipped shorten it at the end."""
+
+    CHUNK = 1000
+
+    def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
+        self.chunk, self.sha, self.own, self.done = min(self.CHUNK, n), sha, hashlib.sha256(), 0
+        self.images: Any = create_array(
+            group, "images", (n, *shape), "uint8", self.chunk, self.chunk
+        )
+        self.labels: Any = create_array(group, "labels", (n,), "int16", n, None)
+        self.pixels: list[NDArray[np.uint8]] = []
+        self.numbers: list[int] = []
+
+    def add(self, pixels: NDArray[np.uint8], label: int) -> None:
+        self.pixels.append(pixels)
+        self.numbers.append(label)
+        if len(self.pixels) == self.chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.pixels:
+            block = np.ascontiguousarray(np.stack(self.pixels))
+            self.images[self.done : self.done + len(block)] = block
+            self._add(block.data)
+            self.done, self.pixels = self.done + len(block), []
+
+    def close(self) -> None:
+        self._flush()
+        numbers = np.array(self.numbers, dtype=np.int16)
+        self.images.resize((self.done, *self.images.shape[1:]))
+        self.labels.resize((self.done,))
+        self.labels[:] = numbers
+        self._add(numbers.data)
+
+    def _add(self, content: memoryview) -> None:
+        """To the digests of the set and of the split."""
+        self.sha.update(content)
+        self.own.update(content)

@@ -1,0 +1,101 @@
+"""A flow and its grid as one graph: noise (and label) in, images out, for other runtimes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp_core.errors import UserError
+from rfpp_core.sampling.sampler import Flow, Guided, Recipe
+from rfpp_core.sampling.solvers import ADAPTIVE, solve
+from rfpp_core.storage import files
+
+OPSET = 18
+
+
+class Generator(nn.Module):
+    """Images (B, C, H, W), about in [-1, 1], of noise of that shape and labels int64 (B,)."""
+
+    def __init__(self, flow: Flow, recipe: Recipe) -> None:
+        super().__init__()
+        self.field, self.recipe, self.start = flow.field, recipe, flow.start
+        self.grid, self.last = recipe.plan(flow.start)
+
+    def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        field = Guided(self.field, self.recipe.guidance)
+        z = noise if self.start == 1 else self.start * noise
+        return solve(field, z, self.grid, self.recipe.solver, self.last, label).x
+
+
+def export(flow: Flow, recipe: Recipe, path: Path) -> float:
+    """Writes the generator to a ``.onnx`` file, or a ``.pt2`` of ``torch.export``.
+
+    Args:
+        flow: on the CPU.
+        recipe: solver, NFE and grid, which are baked in.
+        path: where to; the batch size stays free.
+
+    Returns:
+        The largest difference of the written generator's images to the flow's own.
+
+    Raises:
+        UserError: if the suffix is another, the solver is adaptive, or packages are missing.
+    """
+    if recipe.solver in (ADAPTIVE, "edm-heun"):  # no fixed graph; a state in float64
+        raise UserError(f"{recipe.solver} is not exported; take euler, midpoint, heun or anchored")
+    writers = {".onnx": _onnx, ".pt2": _pt2}
+    if path.suffix not in writers:
+        raise UserError(f"{path} must end in {' or '.join(writers)}")
+    generator = Generator(flow, recipe).eval()
+    noise = torch.randn(3, *flow.shape, generator=torch.Generator().manual_seed(0))
+    given = (noise, torch.arange(3) % flow.classes) if flow.classes else (noise,)
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(
+            generator, given, dynamic_shapes=tuple({0: batch} for _ in given)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = writers[path.suffix](program, given, path, flow)
+        more = tuple(torch.cat((x, x))[:5] for x in given)  # another batch size
+        return float((run(more) - generator(*more)).abs().max())
+
+
+Run = Callable[[tuple[Tensor, ...]], Tensor]
+
+
+def _pt2(program: Any, given: tuple[Tensor, ...], path: Path, flow: Flow) -> Run:
+    def write(part: Path) -> None:
+        with part.open("wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own, about weights off the CPU
+            torch.export.save(program, file)
+
+    files.write_atomic(path, write)
+    loaded: Any = torch.export.load(path).module()
+    return lambda inputs: loaded(*inputs)
+
+
+def _onnx(program: Any, given: tuple[Tensor, ...], path: Path, flow: Flow) -> Run:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX export needs {error.name}; pip install '.[export]'") from None
+    names = ["noise", "label"][: len(given)]
+    made: Any = torch.onnx.export(
+        program, given, input_names=names, output_names=["images"], opset_version=OPSET,
+        dynamo=True, verbose=False,
+    )  # fmt: skip
+    made.model.metadata_props["rfpp"] = files.canonical({"flow": flow.digest, **flow.about})
+    files.write_atomic(path, lambda part: made.save(str(part)))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(inputs: tuple[Tensor, ...]) -> Tensor:
+        fed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["images"], fed)[0])
+
+    return run

@@ -1,0 +1,363 @@
+"""The pair store: noise/image pairs in one Zarr v3 group, committed shard by shard.
+
+    zarr.json            the PairSpec: what determines the pairs
+    images/              uint8 (n, C, H, W), one file a shard
+    labels/              int16 (n,), -1 where there is no label
+    noise/               float32 (n, C, H, W), only where noise has no seed (inverted images)
+    commits/000000.json  marker of shard 0: digests of its files and content, its noise witness
+
+A shard exists when its marker exists, and a marker implies durable, verified data: the shard is
+written whole, synced and digested before its marker is renamed into place.  Zarr reads missing or
+empty shards as silent zeros, so readers go by markers only.  Noise is not stored where pair i's is
+a pure function of (seed, i).  ``n`` is a prefix: a larger store begins with the same shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from rfpp_core.errors import Damaged, UserError
+from rfpp_core.images.buffers import MEMORY, Shelf, flush
+from rfpp_core.pairs import markers
+from rfpp_core.pairs.noise_check import NoiseCheck
+from rfpp_core.pairs.spec import FREE, Pairs, PairSpec, noise_digest
+from rfpp_core.storage import files
+from rfpp_core.storage.zarr_arrays import check_array, create_array, open_group
+
+
+class PairStore:
+    """A store on disk; open one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, group: zarr.Group, spec: PairSpec) -> None:
+        self.path, self.group, self.spec = path, group, spec
+
+    @classmethod
+    def create(cls, path: Path, spec: PairSpec, n: int) -> PairStore:
+        """Makes a store of n pairs, or opens one made by the same spec and lets it grow to n.
+
+        A store that grows must end in a whole shard.
+
+        Raises:
+            UserError: if ``path`` holds pairs of another spec.
+        """
+        if (path / "zarr.json").exists():
+            store = cls.open(path)
+            if store.spec != spec:
+                raise UserError(f"{path} holds other pairs: {store.spec.differences(spec)}")
+            if store.n < n and store.n % spec.shard == 0:
+                _grow(path, n)
+            return cls.open(path)
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} has no zarr.json")
+        building = path.with_name(f".{path.name}.building")
+        shutil.rmtree(building, ignore_errors=True)
+        group = zarr.open_group(building, mode="w-", zarr_format=3)
+        for name, (tail, dtype, chunk, shard) in spec.arrays.items():
+            create_array(group, name, (n, *tail), dtype, chunk, shard)
+        group.attrs["rfpp"] = spec.document
+        (building / "commits").mkdir()
+        for meta in (*building.rglob("zarr.json"), building / "commits", building):
+            files.sync(meta)
+        building.rename(path)
+        files.sync(path.parent)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> PairStore:
+        """Opens a store and checks the noise witness of every committed shard.
+
+        Raises:
+            UserError: if it is missing, not a pair store, or its noise is not what this code
+                makes of its seed (which would silently turn pairs into independent couples).
+        """
+        group = open_group(path, "dvc repro")
+        try:
+            spec = TypeAdapter(PairSpec).validate_python(group.attrs.asdict().get("rfpp"))
+        except ValidationError:
+            raise UserError(f"{path} is not a pair store of this version") from None
+        fixed = {f.name: f.default for f in fields(PairSpec)
+                 if f.default is not MISSING and f.name not in FREE}  # fmt: skip
+        if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
+            raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
+        n = [check_array(path, group, name, *layout) for name, layout in spec.arrays.items()]
+        if min(n) < n[0]:  # the images'
+            raise UserError(f"{path}: its arrays have {n} entries; the images' must be fewest")
+        store = cls(path, group, spec)
+        for k in store.committed():
+            if store.marker(k)["noise_witness"] != spec.witness(k):
+                raise UserError(f"{path}: the noise of shard {k} is not that of seed {spec.seed}")
+        return store
+
+    @property
+    def n(self) -> int:
+        """Pairs the store is made for; see :meth:`missing` for what is not there yet."""
+        return int(self._images.shape[0])
+
+    @property
+    def shards(self) -> int:
+        return -(-self.n // self.spec.shard)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First pair of a shard, and one past its last; the last shard may be short."""
+        start = shard * self.spec.shard
+        return start, min(start + self.spec.shard, self.n)
+
+    @property
+    def _images(self) -> Any:
+        return self.group["images"]
+
+    def committed(self) -> list[int]:
+        """Shards whose marker exists, ascending."""
+        return sorted(k for k in markers.there(self.path) if k < self.shards)
+
+    def missing(self) -> list[int]:
+        """Shards still to be made, ascending."""
+        return sorted(set(range(self.shards)) - set(self.committed()))
+
+    def marker(self, shard: int) -> dict[str, Any]:
+        """The marker of a committed shard.
+
+        Raises:
+            UserError: if it is not a marker.
+        """
+        path = self._marker_path(shard)
+        marker = markers.read(path)
+        if marker is None:
+            raise Damaged(f"{path} is damaged; `dvc repro` makes its shard again", path)
+        return marker
+
+    def commit(
+        self, shard: int, pairs: Pairs, first: NDArray[np.float32] | None = None, **about: Any
+    ) -> None:
+        """Writes one whole shard durably, then its marker; a committed one is left as it is.
+
+        Args:
+            shard: which one.
+            pairs: as many as its span, with noise where the store holds it.
+            first: the noise (C, H, W) that made its first image, where a seed gives the noise.
+            about: what to record beside the digests (device, torch version).
+
+        Raises:
+            UserError: if that noise is not the one that readers will make of the seed.
+        """
+        witness = self.spec.witness(shard)
+        if first is not None and noise_digest(first) != witness:
+            raise UserError(f"{self.path}: the device that made shard {shard} makes other noise "
+                            f"of seed {self.spec.seed} than this CPU, so its pairs would not "
+                            f"belong together; make them on another device")  # fmt: skip
+        if self._marker_path(shard).exists():  # by a call that had been given up, and went on
+            return
+        start, stop = self.span(shard)
+        paths = self.shard_files(shard)
+        for path in paths:  # zarr reads a shard's index first, and a damaged one stops it
+            path.unlink(missing_ok=True)
+        group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        for name, part in pairs._asdict().items():
+            if part is not None:
+                array: Any = group[name]
+                array[start:stop] = part
+        for path in paths:
+            files.sync(path)
+            for folder in list(path.relative_to(self.path).parents):
+                files.sync(self.path / folder)
+        marker = {
+            **about,
+            "shard": shard,
+            "start": start,
+            "stop": stop,
+            "files": {str(p.relative_to(self.path)): files.sha256(p) for p in paths},
+            "pairs_sha256": pairs.digest,
+            "noise_witness": witness,
+        }
+        markers.write(self._marker_path(shard), marker)
+
+    def read(self, start: int, stop: int) -> Pairs:
+        """The pairs [start, stop), all of which must be committed.
+
+        Raises:
+            UserError: if a shard of the range is missing or damaged.
+        """
+        shards = range(start // self.spec.shard, -(-stop // self.spec.shard))
+        if lost := set(shards) - set(self.committed()):
+            raise UserError(f"{self.path}: shard {min(lost)} is not there; `dvc repro` makes it")
+        arrays: list[Any] = [self.group[name] for name in self._names]
+        try:
+            found = [array[start:stop] for array in arrays]
+        except (ValueError, RuntimeError) as error:
+            damaged = next((k for k in shards if self.damage(k)), shards[0])
+            raise self.damaged(damaged, str(error)) from None
+        return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
+
+    def each_shard(self) -> Iterator[tuple[int, Pairs]]:
+        """Yields (shard, pairs) of every shard in order; one shard in memory.
+
+        Raises:
+            UserError: if a shard is missing or is not what was committed (zarr reads an empty
+                file as zeros).
+        """
+        for k in range(self.shards):
+            pairs = self.read(*self.span(k))
+            if pairs.digest != self.marker(k)["pairs_sha256"]:
+                raise self.damaged(k, "it is not what was committed")
+            yield k, pairs
+
+    def damaged(self, k: int, why: str) -> Damaged:
+        """The error of a damaged shard."""
+        return Damaged(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
+                       *self.shard_files(k), self._marker_path(k))  # fmt: skip
+
+    def read_all(self, shelf: Shelf = MEMORY) -> Pairs:
+        """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
+        layout = {name: ((self.n, *tail), dtype)
+                  for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
+        arrays, empty = shelf.arrays(layout)
+        if empty:
+            for k, pairs in self.each_shard():
+                for name, part in pairs._asdict().items():
+                    if part is not None:
+                        arrays[name][slice(*self.span(k))] = part
+            flush(arrays)
+        return Pairs(arrays["images"], arrays["labels"], arrays.get("noise"))
+
+    def digest(self, decode: bool = True) -> str:
+        """sha256 over spec and decoded content, whoever made the shards in whatever order.
+
+        Without ``decode`` the markers' word is taken for the content.
+
+        Raises:
+            UserError: if a shard is missing or damaged.
+        """
+        if lost := self.missing():
+            raise UserError(f"{self.path}: shard {lost[0]} is not there; `dvc repro` makes it")
+        if decode:
+            for _ in self.each_shard():
+                pass
+        sha = hashlib.sha256(files.canonical(self.spec.identity).encode())
+        for k in range(self.shards):
+            sha.update(self.marker(k)["pairs_sha256"].encode())
+        return sha.hexdigest()
+
+    def damage(self, k: int) -> str | None:
+        """What is wrong with a committed shard's files, by their digests; None if nothing is."""
+        marker = self.marker(k)
+        names = {str(path.relative_to(self.path)) for path in self.shard_files(k)}
+        if set(marker["files"]) != names:
+            return "its marker names other files"
+        for name, digest in marker["files"].items():
+            path = self.path / name
+            if not path.exists():
+                return f"{name} is missing"
+            if files.sha256(path) != digest:
+                return f"{name} is not what was committed"
+        return None
+
+    def forget(self, k: int) -> None:
+        """Removes a shard's marker, so that it is made again."""
+        for file in self.shard_files(k):
+            files.distrust(file)
+        self._marker_path(k).unlink()
+        files.sync(self.path / "commits")
+
+    @property
+    def adopted(self) -> list[Any]:
+        """What ``rfpp work adopt`` recorded about these pairs."""
+        found: Any = self.group.attrs.asdict().get("adopted", [])
+        return list(found)
+
+    def verify(self) -> list[str]:
+        """Everything wrong with the store, a line each; empty if all is right.
+
+        Reads every shard, compares the digests of files and content with the markers, and checks
+        that noises are distinct and of zero mean and unit variance.
+        """
+        wrong = [f"shard {k} is missing" for k in self.missing()]
+        noises = NoiseCheck()
+        for k in self.committed():
+            wrong += self.wrong_with(k)
+            if self.spec.stored:  # whose law is not the prior's; the digest covers it
+                continue
+            if any(noises.add(noise) for noise in self.spec.noises(*self.span(k))):
+                wrong.append(f"shard {k} repeats a noise")
+        if noises.values and not noises.normal:
+            wrong.append(f"noise has mean {noises.mean:.4f} and deviation {noises.std:.4f}, "
+                         f"not 0 and 1")  # fmt: skip
+        return wrong
+
+    def wrong_with(self, k: int) -> list[str]:
+        """What is wrong with a committed shard's files and content."""
+        try:
+            if wrong := self.damage(k):
+                return [f"shard {k}: {wrong}"]
+            if self.read(*self.span(k)).digest != self.marker(k)["pairs_sha256"]:
+                return [f"shard {k}: its pairs are not those committed"]
+        except UserError as error:
+            return [f"shard {k}: {error}"]
+        return []
+
+    def publish(self, target: Path, n: int, adopted: Sequence[Any] = ()) -> None:
+        """Makes ``target`` a store of the first n pairs, sharing this one's files by hard links.
+
+        ``target`` appears whole by a rename, replacing what was there; ``adopted`` is recorded.
+
+        Raises:
+            UserError: if a shard is missing or damaged.
+        """
+        building = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(building, ignore_errors=True)
+        other = PairStore.create(building, self.spec, n)
+        if lost := sorted(set(range(other.shards)) - set(self.committed())):
+            raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
+        for k in range(other.shards):
+            if wrong := self.damage(k):
+                raise UserError(f"{self.path}: shard {k}: {wrong}; run `dvc repro` again")
+            for path in (*self.shard_files(k), self._marker_path(k)):
+                files.link(path, building / path.relative_to(self.path))
+        if adopted:
+            zarr.open_group(building, mode="r+").attrs["adopted"] = list(adopted)
+        files.replace_tree(building, target)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("images", "labels", "noise") if self.spec.stored else ("images", "labels")
+
+    def shard_files(self, shard: int) -> tuple[Path, ...]:
+        """Where Zarr keeps a shard's images and labels, and its noise if it is stored."""
+        zeros = "/0" * len(self.spec.shape)
+        return tuple(self.path / f"{name}/c/{shard}{'' if name == 'labels' else zeros}"
+                     for name in self._names)  # fmt: skip
+
+    def _marker_path(self, shard: int) -> Path:
+        return self.path / "commits" / f"{shard:06d}.json"
+
+
+def mend(path: Path, spec: PairSpec, n: int) -> None:
+    """Writes a store's metadata anew, which is a function of spec and n; shards stay."""
+    building = path.with_name(f".{path.name}.mended")
+    shutil.rmtree(building, ignore_errors=True)
+    fresh = PairStore.create(building, spec, n).path
+    for file in fresh.rglob("zarr.json"):
+        files.replace(file, path / file.relative_to(fresh))
+    (path / "commits").mkdir(exist_ok=True)
+    shutil.rmtree(fresh)
+
+
+def _grow(path: Path, n: int) -> None:
+    """Raises the pair count in the arrays' metadata; no data moves."""
+    names = [name for name in ("noise", "labels", "images") if (path / name).exists()]
+    for name in names:  # n is read from images: a kill between the two is harmless
+        file = path / name / "zarr.json"
+        meta = json.loads(file.read_text())
+        meta["shape"][0] = n
+        text = json.dumps(meta, indent=2)
+        files.write_atomic(file, lambda part, text=text: part.write_text(text))  # type: ignore[misc]

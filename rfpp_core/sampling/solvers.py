@@ -1,0 +1,223 @@
+"""Solvers of dx/dt = v(x, t) along a grid, in either direction.
+
+A *step* maps ``(field, x, t, s, y)`` to the state at the next time s.  All two-stage rules of
+second order are one family (Butcher's theta-family): with h = s - t and v_d the velocity after an
+Euler step of length delta h,
+
+    x_s = x + h ((1 - 1/(2 delta)) v + v_d / (2 delta)),
+
+Heun's trapezoid at delta = 1, the midpoint rule (RF-Solver, arXiv 2411.04746) at 1/2, Ralston's
+at 2/3.  The anchored update of RF++ (arXiv 2405.20320, app. D) goes back to the initial noise z:
+``x_s = (1 - s) x_hat + s z``.
+
+EDM integrates over sigma = t / (1 - t) the state X = x / (1 - t) (arXiv 2206.00364, alg. 1): its
+``dX/dsigma = (X - D) / sigma`` is z_hat, so its Heun step needs no other field than v.
+
+Cost is counted in network evaluations (NFE) by wrapping the field, never derived from steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rfpp_core.model.path import Field, interpolate, x_hat, z_hat
+
+Last = Literal["full", "euler"]
+Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun", "edm-heun")
+ADAPTIVE = "rk45"  # chooses its own evaluations, so it has no NFE to be asked for
+
+
+class Solution(NamedTuple):
+    """The final state (B, *) and the network evaluations spent per sample."""
+
+    x: Tensor
+    nfe: int
+
+
+class Counted:
+    """A field that counts its calls."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.calls = field, 0
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self.field(x, t, y)
+
+
+def euler(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+    """``x + (s - t) v``: order 1, 1 evaluation."""
+    return x + (s - t).to(x) * field(x, _batch(t, x), y)
+
+
+def rk2(delta: float = 1.0) -> Step:
+    """The two-stage rule with its second stage at ``t + delta (s - t)``, 0 < delta <= 1."""
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta must lie in (0, 1]; got {delta}")
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        h, weight = (s - t).to(x), 1 / (2 * delta)
+        v = field(x, _batch(t, x), y)
+        v_d = field(x + delta * h * v, _batch(t + delta * (s - t), x), y)
+        return x + h * ((1 - weight) * v + weight * v_d)
+
+    return step
+
+
+def anchored(z: Tensor, heun: bool = False) -> Step:
+    """RF++'s update from the initial noise z; with ``heun`` x_hat uses the mean velocity.
+
+    It equals Euler's for the first two steps from t = 1 and has no inverse.
+    """
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        t_b, s_b = _batch(t, x), _batch(s, x)
+        v = field(x, t_b, y)
+        x_s = interpolate(x_hat(x, v, t_b), z, s_b)
+        if not heun:
+            return x_s
+        return interpolate(x_hat(x, (v + field(x_s, s_b, y)) / 2, t_b), z, s_b)
+
+    return step
+
+
+def edm(heun: bool = True) -> Step:
+    """EDM's step in sigma, from t < 1: Heun's, or Euler's of one evaluation."""
+
+    def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+        t_b, s_b = _batch(t, x), _batch(s, x)
+        h, scale = (s / (1 - s) - t / (1 - t)).to(x), (1 - s).to(x)
+        big, slope = x / (1 - t).to(x), z_hat(x, field(x, t_b, y), t_b)
+        end = (big + h * slope) * scale
+        if not heun:
+            return end
+        return (big + h * (slope + z_hat(end, field(end, s_b, y), s_b)) / 2) * scale
+
+    return step
+
+
+def trajectory(
+    field: Field,
+    x: Tensor,
+    grid: Tensor,
+    solver: str = "heun",
+    last: Last = "euler",
+    y: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yields the state at every time of the grid, the first included.
+
+    Args:
+        field: the velocity field.
+        x: state at ``grid[0]``, (B, *).
+        grid: times (N + 1,), monotone; increasing times integrate towards noise.
+        solver: one of ``SOLVERS``, or ``rk2:<delta>``.
+        last: ``"euler"`` drops the second stage of the last step, as EDM does: 2N - 1 evaluations.
+        y: labels (B,) or None.
+    """
+    times = grid.to(device=x.device, dtype=torch.float64)
+    # a flow that starts at t < 1 starts from t z
+    step, final = steps_of(solver, x / times[0].to(x) if solver.startswith("anchored") else x)
+    yield x
+    for i, (t, s) in enumerate(pairwise(times)):
+        rule = final if last == "euler" and i == len(times) - 2 else step
+        x = rule(field, x, t, s, y)
+        yield x
+
+
+def solve(
+    field: Field,
+    x: Tensor,
+    grid: Tensor,
+    solver: str = "heun",
+    last: Last = "euler",
+    y: Tensor | None = None,
+) -> Solution:
+    """The last state of :func:`trajectory` (same arguments) with the evaluations it took."""
+    counted = Counted(field)
+    end = x
+    for state in trajectory(counted, x, grid, solver, last, y):
+        end = state
+    return Solution(end, counted.calls)
+
+
+def adaptive(
+    field: Field,
+    x: Tensor,
+    t: float,
+    s: float,
+    y: Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Solution:
+    """Dormand-Prince 5(4), "RK45", from time t to s, by torchdiffeq.
+
+    Step sizes are shared by the batch, and every sample has to meet the tolerance by itself: the
+    error of a step is the largest over samples of the rms over a sample's values.  So a sample
+    depends on its batch mates by about the tolerance, and never suffers from them.
+    """
+    from torchdiffeq import odeint
+
+    counted = Counted(field)
+    end = odeint(
+        lambda time, state: counted(state, _batch(time, state), y),
+        x,
+        torch.tensor([t, s], dtype=torch.float64, device=x.device),
+        method="dopri5",
+        rtol=rtol,
+        atol=atol,
+        options={"norm": lambda error: error.flatten(1).square().mean(1).sqrt().max()},
+    )[-1]
+    return Solution(end, counted.calls)
+
+
+def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
+    """The rule of a named solver and the one-evaluation rule for its last step.
+
+    ``x`` is the initial noise, which the anchored update goes back to.
+
+    Raises:
+        ValueError: naming the solvers there are.
+    """
+    match solver:
+        case "euler":
+            return euler, euler
+        case "heun":
+            return rk2(1.0), euler
+        case "midpoint":
+            return rk2(0.5), euler
+        case "anchored":
+            return anchored(x), anchored(x)
+        case "anchored-heun":
+            return anchored(x, heun=True), anchored(x)
+        case "edm-heun":
+            return edm(), edm(heun=False)
+    if solver.startswith("rk2:"):
+        return rk2(float(solver[4:])), euler
+    raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)}, "
+                     f"rk2:<delta> and, where no NFE is asked for, {ADAPTIVE}")  # fmt: skip
+
+
+def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
+    """How many steps spend exactly ``nfe`` evaluations, and whether the last one is cut.
+
+    A two-stage solver takes an odd NFE as 2N - 1 with the last step cut, an even one as 2N.
+
+    Raises:
+        ValueError: if ``nfe`` is below 1 or there is no such solver.
+    """
+    steps_of(solver, torch.empty(0))
+    if nfe < 1:
+        raise ValueError(f"nfe must be at least 1; got {nfe}")
+    if solver in ("euler", "anchored"):
+        return nfe, "full"
+    return (nfe + 1) // 2, "euler" if nfe % 2 else "full"
+
+
+def _batch(t: Tensor, x: Tensor) -> Tensor:
+    return t.to(x).expand(x.shape[0])

@@ -1,0 +1,206 @@
+"""Files that hold weights: models and training states, all safetensors, nothing executable.
+
+A model file holds EMA weights and one metadata key, ``rfpp``: canonical JSON of architecture,
+preconditioning, params, provenance, and the sha256 of it all and the tensors, which every reading
+compares.  No time, host or path is in it, so equal runs give equal bytes, and one file is enough
+to sample.
+
+A training state is ``state-<step>.safetensors`` with a marker ``state-<step>.json`` that holds
+its sha256 and is written after it: a state exists when its marker does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rfpp_core.errors import Damaged, UserError, quoted
+from rfpp_core.storage import files
+
+KEY, DIGEST = "rfpp", "sha256"
+
+
+class Loaded(NamedTuple):
+    """Tensors by name, the metadata document of a file, and the digest of its tensors."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+    weights: str
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON document to one safetensors file, durably and at once."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    meta = metadata_of(plain, about)
+    files.write_atomic(path, lambda part: save_file(plain, part, metadata=meta))
+
+
+def metadata_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file of these tensors and this document."""
+    sha256 = files.digest([about, digest(tensors)])
+    return {KEY: files.canonical({**about, DIGEST: sha256})}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors: their names, types, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def load(path: Path, made_by: str = "dvc repro") -> Loaded:
+    """Reads a file written by :func:`save`.
+
+    Raises:
+        Damaged: if it is not what was written.
+        UserError: if it is missing or not one of this project's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about, stated = _document(file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = digest(tensors)
+        whole = stated == files.digest([about, weights])
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `{made_by}` makes it") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not a readable safetensors file: {error}", path) from None
+    if about is None:
+        raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
+    if stated is None:
+        raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
+                        f"converts a model, `{made_by}` makes it again")  # fmt: skip
+    if not whole:
+        raise Damaged(f"{path} is damaged: it is not what was written; `{made_by}` makes it "
+                      f"again", path)  # fmt: skip
+    return Loaded(tensors, about, weights)
+
+
+def _document(file: Any) -> tuple[dict[str, Any] | None, Any]:
+    """The document of an open safetensors file, or None, and the digest that it states."""
+    about = json.loads((file.metadata() or {}).get(KEY, "null"))
+    if not isinstance(about, dict):
+        return None, None
+    stated = about.pop(DIGEST, None)
+    return about, stated
+
+
+def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The document of a safetensors file of this project; empty for another's.
+
+    Raises:
+        Damaged: if it states a digest, and that is not the tensors' and its own.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about, stated = _document(file)
+        if about is None:
+            return {}
+        whole = stated in (None, files.digest([about, digest(tensors)]))
+    except (ValueError, RecursionError):
+        whole, about = False, {}
+    if not whole:
+        raise Damaged(f"{path} is damaged: it is not what was written", path)
+    return about
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str, assign: bool = False
+) -> None:
+    """Loads weights whose names and shapes must be exactly the module's; ``assign`` makes them its
+    own instead of copying.
+
+    Raises:
+        UserError: with the list of differences.
+    """
+    want = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    check_fit(want, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+    module.load_state_dict(dict(tensors), assign=assign)
+
+
+def check_fit(
+    want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Compares names and shapes of a network with those of a file.
+
+    Raises:
+        UserError: with the list of differences.
+    """
+    wrong = [f"{name} missing" for name in want.keys() - have.keys()]
+    wrong += [f"{quoted(name)} unknown" for name in have.keys() - want.keys()]
+    wrong += [f"{name} is {have[name]}, not {want[name]}" for name in want.keys() & have.keys()
+              if have[name] != want[name]]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{where} does not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
+
+
+class Ordered(Mapping[str, Tensor]):
+    """Tensors by name in a given order and type, each made when it is asked for."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype
+    ) -> None:
+        self.tensors, self.names, self.dtype = tensors, names, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def save_state(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int = 2
+) -> None:
+    """Writes the training state of a step and its marker; keeps the newest ``keep`` up to it.
+
+    States of later steps, which a longer training left, stay.
+    """
+    path = folder / f"state-{step:09d}.safetensors"
+    save(path, tensors, about)
+    marker = files.canonical({"sha256": files.sha256(path), "step": step})
+    files.write_atomic(path.with_suffix(".json"), lambda part: part.write_text(marker))
+    until = [p for p in sorted(folder.glob("state-*.safetensors")) if p.stem <= path.stem]
+    for old in until[:-keep]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink()
+
+
+def load_state(
+    folder: Path, at_most: int, say: Callable[[str], None] = lambda _: None
+) -> Loaded | None:
+    """The newest whole training state of at most ``at_most`` steps, or None; says which damaged
+    ones it passed over."""
+    for marker in sorted(folder.glob("state-*.json"), reverse=True):
+        name = re.fullmatch(r"state-(\d+)", marker.stem)
+        if name is None or (step := int(name[1])) > at_most:
+            continue
+        path = marker.with_suffix(".safetensors")
+        try:
+            if json.loads(marker.read_text())["sha256"] != files.sha256(path):
+                raise ValueError("it is not what its marker says")
+            return load(path)
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            say(f"the state of step {step} is damaged and passed over ({error})")
+    return None
+
+
+def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same tensors on a device."""
+    return {name: t.to(device) for name, t in tensors.items()}

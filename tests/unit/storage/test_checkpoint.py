@@ -1,0 +1,122 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rfpp_core import load_flow
+from rfpp_core.config import build
+from rfpp_core.errors import UserError
+from rfpp_core.storage import checkpoint
+from tests.conftest import save_tiny, tiny_arch
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    a, b = save_tiny(tmp_path / "a.safetensors"), save_tiny(tmp_path / "b.safetensors")
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_one_file_is_enough_to_sample(tmp_path):
+    flow = load_flow(save_tiny(tmp_path / "a.safetensors"))
+    assert flow.sample(n=3, nfe=2).shape == (3, 1, 8, 8)
+    assert not any(p.requires_grad for p in flow.field.parameters())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing; `dvc repro` makes it"),
+        (b"", "not a readable safetensors file"),
+        (b"\x80\x04\x95pickle", "not a readable safetensors file"),
+        (b"\xff" * 200, "not a readable safetensors file"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_flow(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = save_tiny(tmp_path / "model.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a readable"):
+        load_flow(path)
+
+
+def test_a_changed_byte_is_refused_wherever_it_is(tmp_path):
+    path = save_tiny(tmp_path / "flow.safetensors")
+    content = path.read_bytes()
+    for at in [*range(8, 1500, 37), *range(1500, len(content), 991), len(content) - 1]:
+        if content[at] == ord(" "):  # padding of the header
+            continue
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(UserError, match=r"is damaged|not a readable|was not written|earlier"):
+            checkpoint.load(path)
+    path.write_bytes(content)
+    checkpoint.load(path)
+
+
+def test_a_file_without_digest_is_an_earlier_version_s(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "m", metadata={"rfpp": "{}"})
+    with pytest.raises(UserError, match="earlier version; `rfpp import-checkpoint`"):
+        checkpoint.load(tmp_path / "m")
+
+
+def test_wrong_shapes_are_listed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = build.field(tiny_arch()).state_dict()
+    tensors["model.stem.weight"] = torch.zeros(4, 4)
+    tensors["model.extra"] = torch.zeros(1)
+    del tensors["model.stem.bias"]
+    checkpoint.save(path, tensors, {"architecture": tiny_arch()})
+    with pytest.raises(UserError) as error:
+        load_flow(path)
+    for part in ("stem.weight is (4, 4), not (8, 1, 3, 3)", "stem.bias missing", "extra unknown"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("about", [{}, {"architecture": {"arch": "other", "shape": [1, 8, 8]}}])
+def test_foreign_metadata_is_refused(tmp_path, about):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, {"x": torch.zeros(1)}, about)
+    with pytest.raises(UserError):
+        load_flow(path)
+
+
+def test_states_keep_the_newest_and_skip_damage(tmp_path):
+    for step in (10, 20, 30):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
+        "state-000000020.safetensors", "state-000000030.safetensors",
+    ]  # fmt: skip
+    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
+    assert checkpoint.load_state(tmp_path, 29).about["step"] == 20
+    assert checkpoint.load_state(tmp_path, 19) is None
+    newest = tmp_path / "state-000000030.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said = []
+    assert checkpoint.load_state(tmp_path, 100, said.append).about["step"] == 20
+    assert [line[:32] for line in said] == ["the state of step 30 is damaged "]
+
+
+def test_a_state_whose_marker_was_never_written_is_cleared_away(tmp_path):
+    checkpoint.save(tmp_path / "state-000000005.safetensors", {"x": torch.zeros(1)}, {"step": 5})
+    for step in (10, 20):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert not (tmp_path / "state-000000005.safetensors").exists()
+
+
+def test_a_shorter_training_beside_a_longer_one(tmp_path):
+    for step in (10, 20, 30, 4, 8, 9):
+        checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert checkpoint.load_state(tmp_path, 9).about["step"] == 9
+    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
+
+
+def test_a_flow_is_its_weights_and_architecture(tmp_path):
+    one = load_flow(save_tiny(tmp_path / "a.safetensors"))
+    tensors, about, _ = checkpoint.load(tmp_path / "a.safetensors")
+    checkpoint.save(tmp_path / "b.safetensors", tensors, {**about, "note": "other metadata"})
+    assert load_flow(tmp_path / "b.safetensors").digest == one.digest
+    assert load_flow(save_tiny(tmp_path / "c.safetensors", seed=1)).digest != one.digest
