@@ -1,13 +1,104 @@
-"""What people see while a stage runs."""
+"""What people see of a stage: its exit code, its one line of error, its bars and image grids."""
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipeline import artifacts, settings
+from rfpp_core.errors import UserError
+from rfpp_core.storage import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LINE_SECONDS = 30.0  # between two lines of progress in a log
+
+
+def main(run: Callable[..., None], *names: str) -> None:
+    """Runs a stage with the arguments named; a user's mistake is one line and exit code 2."""
+    try:
+        if len(sys.argv) != 1 + len(names):
+            raise UserError(f"usage: python -m pipeline.stages.<stage> {' '.join(names).upper()}")
+        if "RFPP_ERRORS" not in os.environ:  # the launcher alone is interrupted
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        settings.check()
+        artifacts.library_caches()
+        run(*sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
+    except UserError as error:
+        make_writable(error)
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":  # all processes of a training are interrupted
+            _complain("interrupted; run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
+        if lost_another(error):
+            _complain(
+                f"another process of this training is gone, and says why ({one_line(error)})"
+            )
+            sys.exit(2)
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            if hand_over(traceback.format_exc(), 1):
+                sys.exit(1)
+            raise
+        _complain(f"{one_line(error)}; what is whole is kept, free some space and run the same "
+                  f"command again to go on")  # fmt: skip
+        sys.exit(2)
+
+
+def warn(text: str) -> None:
+    """A line beside the results."""
+    print(f"rfpp: {text}", file=sys.stderr, flush=True)
+
+
+def one_line(error: object) -> str:
+    """Type and message of an error, without what follows the first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def make_writable(error: UserError) -> None:
+    """Has DVC look into what was found damaged, instead of trusting it for being read-only."""
+    for file in getattr(error, "files", ()):
+        files.make_writable(file)
+
+
+def _complain(line: str) -> None:
+    if not hand_over(f"rfpp: {line}\n", 2):
+        warn(line)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether a process of a training failed only because another did."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection"))
+
+
+def hand_over(text: str, code: int) -> bool:
+    """Gives an error to the launcher of a training's processes, which prints the first of them;
+    False if there is none.  The name of the file says when it was, and the exit code."""
+    folder = os.environ.get("RFPP_ERRORS")
+    if folder is None:
+        return False
+    name = f"{time.monotonic_ns():020d}-{code}"
+    try:
+        part = Path(folder, f"{name}.partial")
+        part.write_text(text)
+        part.rename(Path(folder, name))
+    except OSError:
+        return False
+    return True
 
 
 class _Lines:
@@ -39,3 +130,17 @@ def bar(what: str, total: int, unit: str, done: int = 0, quiet: bool = False) ->
         file=sys.stderr if terminal else _Lines(), leave=terminal, ncols=None if terminal else 100,
         mininterval=seconds, maxinterval=seconds, delay=0 if terminal else LINE_SECONDS,
     )  # fmt: skip
+
+
+def save_grid(images: Tensor, path: Path, columns: int, side: int = 32) -> None:
+    """Writes float images (N, C, H, W) in [-1, 1] as one PNG, enlarged to about ``side`` px."""
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    from rfpp_core.images import pixels
+
+    scale = max(1, side // images.shape[-1])
+    big = pixels.to_uint8(images.cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(big, columns, padding=2, pad_value=128)
+    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    files.write_atomic(path, lambda part: image.save(part, "PNG"))

@@ -20,7 +20,7 @@ class UserError(Exception):
     """One clear line: what is wrong, what is allowed, what to do.  Stages exit with code 2."""
 
 
-class Damaged(UserError):
+class Corrupted(UserError):
     """Files are not what was written to them."""
 
     def __init__(self, message: str, *files: Path) -> None:

@@ -117,7 +117,7 @@ def _counters(index: Tensor, blocks: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRNG:
     """The random numbers of one training step, for the samples [start, stop) of the batch.
 
     A draw depends on (seed, purpose, step, position in the global batch) alone, so neither a

@@ -15,13 +15,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from rfpp_core.config import build, params
-from rfpp_core.config.params import Network
+from pipeline.cli import presets
+from rfpp_core.config import build, params, yaml_file
+from rfpp_core.config.network import Network
 from rfpp_core.pairs.spec import PairSpec
 from rfpp_core.storage import checkpoint
 
 ROOT = Path(__file__).parent.parent
-SMOKE = ROOT / "presets" / "smoke.yaml"
+SMOKE = presets.composed("smoke")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,7 +35,7 @@ def _quiet_environment():
 
 @pytest.fixture
 def smoke() -> params.Params:
-    return params.load(SMOKE)
+    return params.parse(yaml_file.parse(SMOKE, "smoke"))
 
 
 def tiny_arch(classes: int = 0, precond: str = "velocity") -> dict:
@@ -54,11 +55,11 @@ def randomised(field: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def save_tiny(path: Path, classes: int = 0, seed: int = 0) -> Path:
     """A model file of an untrained flow."""
     arch = tiny_arch(classes)
-    about = {
+    metadata = {
         "architecture": arch,
         "provenance": {"stage": "pretrain", "budget": 1, "budget_with_ancestors": 1},
     }
-    checkpoint.save(path, randomised(build.field(arch), seed).state_dict(), about)
+    checkpoint.save(path, randomised(build.field(arch), seed).state_dict(), metadata)
     return path
 
 
@@ -100,7 +101,7 @@ class Project:
         return done
 
     def stage(self, name: str, *args: str, ok: bool = True) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, "-m", f"pipeline.{name}", *args, ok=ok)
+        return self.run(sys.executable, "-m", f"pipeline.stages.{name}", *args, ok=ok)
 
     def rfpp(self, *args: str, ok: bool = True) -> subprocess.CompletedProcess:
         return self.run(sys.executable, "-m", "pipeline.cli.main", *args, ok=ok)
@@ -144,7 +145,7 @@ def new_project(path: Path) -> Project:
     for name in ("data", "data/raw"):
         (path / name).mkdir()
         shutil.copy(ROOT / name / ".gitignore", path / name / ".gitignore")
-    shutil.copy(SMOKE, path / "params.yaml")
+    (path / "params.yaml").write_text(SMOKE)
     project = Project(path)
     project.run("git", "init", "-q")
     project.run("git", "add", "-A")
@@ -161,7 +162,7 @@ def finished(tmp_path_factory, worker_id) -> Project:
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, worker_id) -> Project:
     """A project that stands before generate."""
-    return _shared(tmp_path_factory, worker_id, "pretrained", "reference", "pretrain")
+    return _shared(tmp_path_factory, worker_id, "pretrained", "reference", "train@flow1")
 
 
 def _shared(factory: pytest.TempPathFactory, worker: str, name: str, *targets: str) -> Project:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.artifacts import DEFAULT_MODEL
 from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from rfpp_core.sampling.sampler import Flow
+    from rfpp_core.sampling.flow import Flow
 
 ROW, ROWS = 8, 16  # of a conditional flow's grid, unless --n says
 
@@ -22,7 +23,7 @@ ROW, ROWS = 8, 16  # of a conditional flow's grid, unless --n says
 def sample(
     model: Annotated[
         Path, typer.Option(help="model file, or a training's state or folder in .work")
-    ] = Path("models/flow2.safetensors"),
+    ] = DEFAULT_MODEL,
     nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
     n: Annotated[int | None, typer.Option(help="how many images [64; 8 a class]")] = None,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
@@ -36,17 +37,17 @@ def sample(
     """Draws images from one model file; an .npz has their labels (-1 for none)."""
     import numpy as np
 
-    from pipeline.stages.evaluate import save_grid
+    from pipeline.console import save_grid
     from rfpp_core import runtime
     from rfpp_core.images.pixels import to_uint8
-    from rfpp_core.sampling.sampler import Recipe
+    from rfpp_core.sampling.flow import sampler_for
 
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"{out} must end in .png or .npz")
     flow = open_flow(model, runtime.device())
     rows = out.suffix == ".png" and label is None and flow.classes > 0
     n = n if n is not None else ROW * min(flow.classes, ROWS) if rows else 64
-    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
+    sampler = sampler_for(flow, nfe, solver, grid, guidance)
     if n * 16 * math.prod(flow.shape) > runtime.memory():  # float32, and again
         raise UserError(f"--n is {n}: so many images do not fit into memory; draw them in parts, "
                         f"with other seeds")  # fmt: skip
@@ -54,14 +55,14 @@ def sample(
     labels = flow.labels(n, seed, None if label is None else [label])
     if rows:
         labels = [i // columns for i in range(n)]
-    images = flow.sample(n, nfe, seed, labels, recipe)
+    images = flow.sample(n, nfe, seed, labels, sampler)
     if out.suffix == ".png":
         save_grid(images, out, columns)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         given = np.full(n, -1) if labels is None else np.array(labels)
         np.savez(out, images=to_uint8(images).numpy(), labels=given)
-    cost = f"{recipe.forwards} NFE" if recipe.forwards else "RK45's own NFE"
+    cost = f"{sampler.forwards} NFE" if sampler.forwards else "RK45's own NFE"
     print(f"{n} images at {cost} from {model} -> {out}")
 
 
@@ -81,8 +82,8 @@ def open_flow(path: Path, device: torch.device) -> Flow:
         raise UserError(f"{path} holds no training state (state-*.safetensors); name a model file "
                         f"or a folder of .work")  # fmt: skip
     tensors = {name[4:]: t for name, t in state.tensors.items() if name.startswith("ema.")}
-    about = {"architecture": _architecture(path), "provenance": {"stage": "state"}}
-    loaded = checkpoint.Loaded(tensors, about, checkpoint.digest(tensors))
+    metadata = {"architecture": _architecture(path), "provenance": {"stage": "state"}}
+    loaded = checkpoint.Loaded(tensors, metadata, checkpoint.digest(tensors))
     return build.flow_of(loaded, path, device)
 
 

@@ -14,12 +14,14 @@ import torch
 import typer
 from torch import Tensor
 
+from pipeline.artifacts import DEFAULT_MODEL
 from pipeline.cli import draw
-from pipeline.stages.evaluate import save_grid
+from pipeline.console import save_grid
 from rfpp_core import runtime
 from rfpp_core.errors import UserError
 from rfpp_core.images import pixels, sources
-from rfpp_core.sampling.sampler import Flow, Recipe, slerp
+from rfpp_core.sampling.flow import Flow, sampler_for, slerp
+from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.storage import files
 
 Model = Annotated[Path, typer.Option(help="model file")]
@@ -28,19 +30,19 @@ Out = Annotated[Path, typer.Option(help="folder for the results")]
 Nfe = Annotated[int, typer.Option(help="network evaluations each way")]
 Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, edm-heun or rk45")]
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
-FLOW2, OUT = Path("models/flow2.safetensors"), Path("edited")
+OUT = Path("edited")
 MOST = 1000  # images of a strip
 
 
 def invert(
-    images: Paths, model: Model = FLOW2, out: Out = OUT, nfe: Nfe = 8,
+    images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
 ) -> None:  # fmt: skip
     """Images to their noises, and back: noises.npz and a strip of image, noise, reconstruction."""
-    flow, x, recipe = _open(model, images, solver, nfe)
+    flow, x, sampler = _open(model, images, solver, nfe)
     labels = _labels(label)
-    z = flow.invert(x, recipe, labels)
-    back = flow.decode(z, recipe, labels)
+    z = flow.invert(x, sampler, labels)
+    back = flow.decode(z, sampler, labels)
     _save_noises(out, z, label)
     save_grid(torch.stack((x, z / 3, back), 1).flatten(0, 1), out / "strip.png", 3)
     error = float((back - x).square().mean())
@@ -49,18 +51,18 @@ def invert(
 
 
 def interpolate(
-    images: Paths, model: Model = FLOW2, out: Out = OUT, nfe: Nfe = 8,
+    images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
     steps: Annotated[int, typer.Option(help="images a strip, ends included")] = 10,
 ) -> None:  # fmt: skip
     """Between the first two images, by spherical interpolation of their noises."""
-    flow, x, recipe = _open(model, images, solver, nfe)
+    flow, x, sampler = _open(model, images, solver, nfe)
     if len(x) < 2 or not 2 <= steps <= MOST:
         raise UserError(f"interpolation takes two images and 2 to {MOST} steps; got {len(x)} and "
                         f"{steps}")  # fmt: skip
-    a, b = flow.invert(x[:2], recipe, _labels(label))
+    a, b = flow.invert(x[:2], sampler, _labels(label))
     z = slerp(a, b, torch.linspace(0, 1, steps))
-    save_grid(flow.decode(z, recipe, _labels(label)), out / "strip.png", steps)
+    save_grid(flow.decode(z, sampler, _labels(label)), out / "strip.png", steps)
     _save_noises(out, z, label)
     print(f"{steps} images between the first two -> {out}")
 
@@ -69,15 +71,15 @@ def translate(
     images: Paths,
     source: Annotated[int, typer.Option("--from", help="class of the images")],
     target: Annotated[int, typer.Option("--to", help="class to make of them")],
-    model: Model = FLOW2, out: Out = OUT, nfe: Nfe = 8, solver: Solver = "euler",
+    model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8, solver: Solver = "euler",
     guidance: Annotated[float, typer.Option(help="guidance scale towards the new class")] = 1.0,
 ) -> None:  # fmt: skip
     """Images of one class to another: inverted under one label, decoded under the other."""
-    flow, x, recipe = _open(model, images, solver, nfe)
+    flow, x, sampler = _open(model, images, solver, nfe)
     if not flow.classes:
-        raise UserError(f"{model} was trained without labels (network.conditional: false)")
-    guided = Recipe.of(flow, nfe, solver, guidance=guidance)
-    z = flow.invert(x, recipe, [source])
+        raise UserError(f"{model} was trained without labels (conditional: false in its network)")
+    guided = sampler_for(flow, nfe, solver, guidance=guidance)
+    z = flow.invert(x, sampler, [source])
     moved = flow.decode(z, guided, [target])
     _save_noises(out, z, source)
     save_grid(torch.stack((x, moved), 1).flatten(0, 1), out / "strip.png", 2)
@@ -86,15 +88,15 @@ def translate(
 
 def _open(
     model: Path, paths: Sequence[Path], solver: str, nfe: int
-) -> tuple[Flow, Tensor, Recipe]:
+) -> tuple[Flow, Tensor, SamplerConfig]:
     flow = draw.open_flow(model, runtime.device())
-    recipe = Recipe.of(flow, nfe, solver)
+    sampler = sampler_for(flow, nfe, solver)
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give image files, folders or zips")
     channels, side, _ = flow.shape
     found = [image for path in paths for image in sources.images_at(path, channels, side)]
-    return flow, pixels.to_float(torch.from_numpy(np.stack(found))), recipe
+    return flow, pixels.to_float(torch.from_numpy(np.stack(found))), sampler
 
 
 def _labels(label: int | None) -> list[int] | None:

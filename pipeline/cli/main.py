@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import draw, edit, presets, work
-from pipeline.work import workdir
-from rfpp_core.errors import Damaged, UserError, quoted
-from rfpp_core.sampling.sampler import Recipe
+from pipeline import console
+from pipeline.artifacts import DEFAULT_MODEL
+from pipeline.cli import compare, draw, edit, presets, work
+from rfpp_core.config.network import NetworkRow
+from rfpp_core.config.params import Params
+from rfpp_core.errors import Corrupted, UserError, quoted
+from rfpp_core.sampling.flow import sampler_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None,
@@ -27,6 +30,7 @@ USAGE: Any = typer.BadParameter.__mro__[1]  # a command line that cannot be pars
 
 app.command()(presets.preset)
 app.command()(draw.sample)
+app.command()(compare.compare)
 
 
 def _version(asked: bool) -> None:
@@ -48,7 +52,7 @@ def root(
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(help=".onnx, or .pt2 of torch.export")],
-    model: Annotated[Path, typer.Option(help="model file")] = Path("models/flow2.safetensors"),
+    model: Annotated[Path, typer.Option(help="model file")] = DEFAULT_MODEL,
     nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
     guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
     solver: Annotated[
@@ -61,9 +65,9 @@ def export(
     from rfpp_core.interop.onnx import export as write
 
     flow = build.load_flow(model)
-    recipe = Recipe.of(flow, nfe, solver, grid, guidance)
-    gap = write(flow, recipe, out)
-    print(f"{model} at {recipe.forwards} NFE -> {out}; its images differ from the flow's by at "
+    sampler = sampler_for(flow, nfe, solver, grid, guidance)
+    gap = write(flow, sampler, out)
+    print(f"{model} at {sampler.forwards} NFE -> {out}; its images differ from the flow's by at "
           f"most {gap:.1g}")  # fmt: skip
 
 
@@ -73,6 +77,9 @@ def import_checkpoint(
     target: Annotated[Path, typer.Argument(help="model file to write")],
     arch: Annotated[Path | None, typer.Option(help="params file whose network it must be")] = None,
     shape: Annotated[str, typer.Option(help="C,H,W of its images, with --arch")] = "3,32,32",
+    name: Annotated[
+        str | None, typer.Option("--network", help="its row of networks, with --arch")
+    ] = None,
     classes: Annotated[int, typer.Option(help="labels of a conditional network, with --arch")] = 0,
     rectified: Annotated[bool, typer.Option(help="a flow from t = 1, as RF++'s own weights, "
                                                  "not an EDM from t = 80/81")] = False,
@@ -86,20 +93,30 @@ def import_checkpoint(
         sizes = tuple(int(n) if re.fullmatch(" *[0-9]{1,5} *", n) else 0 for n in shape.split(","))
         if len(sizes) != 3 or not all(sizes):
             raise UserError(f"--shape is '{shape}'; it must be three numbers such as 3,32,32")
-        network = params.load(arch).network
+        network = _network(params.load(arch), name)
         if classes < 0 or (network.conditional and not classes):
             raise UserError(f"the network of {arch} is conditional; give --classes")
         document = build.architecture(network, sizes, classes)
     start = 1.0 if rectified else importing.EDM_START
-    about = importing.convert(
+    metadata = importing.convert(
         source, target, document, start=start, say=lambda note: print(f"note: {note}")
     )
-    found = about["architecture"]
+    found = metadata["architecture"]
     print(f"{target}: {found['arch']} of {'x'.join(map(str, found['shape']))} images, "
           f"{found['classes'] or 'no'} classes, from {source} (sha256 "
-          f"{about['provenance']['source']['sha256']})")  # fmt: skip
+          f"{metadata['provenance']['source']['sha256']})")  # fmt: skip
     if found["arch"] != "small_unet":
         print(f"note: {importing.LICENCE}")
+
+
+def _network(config: Params, name: str | None) -> NetworkRow:
+    """The row that is named, or the only one."""
+    rows = config.networks
+    if name is None and len(rows) == 1:
+        return next(iter(rows.values()))
+    if name not in rows:
+        raise UserError(f"name a row of networks by --network (rows: {', '.join(rows)})")
+    return rows[name]
 
 
 app.command()(edit.invert)
@@ -119,16 +136,16 @@ def pairs_verify(
     lost = markers.drop_bad(path) if repair else []
     store = PairStore.open(path)
     if repair:
-        damaged = [k for k in store.committed() if store.wrong_with(k)]
-        for k in damaged:
+        corrupted = [k for k in store.committed() if store.wrong_with(k)]
+        for k in corrupted:
             store.forget(k)
-        if lost := sorted({*lost, *damaged}):
+        if lost := sorted({*lost, *corrupted}):
             names = ", ".join(map(str, lost))
             print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
             return
     if wrong := store.verify():
-        bad = [file for k in store.committed() if store.damage(k) for file in store.shard_files(k)]
-        raise Damaged(f"{path}: {'; '.join(wrong)}", *bad)
+        bad = [file for k in store.committed() if store.corruption(k) for file in store.shard_files(k)]
+        raise Corrupted(f"{path}: {'; '.join(wrong)}", *bad)
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")
 
 
@@ -142,7 +159,7 @@ def pairs_import(
     nfe: Annotated[int, typer.Option(help="and at how many evaluations")] = 35,
     grid: Annotated[str, typer.Option(help="and on which grid")] = "karras",
 ) -> None:
-    """Reads official pair archives into a store; `generate.source: import` trains on it."""
+    """Reads official pair archives into a store; a row of `pairs` trains on it."""
     from tqdm import tqdm
 
     from rfpp_core.interop import archives
@@ -158,7 +175,8 @@ def pairs_import(
     print(
         f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and deviation {found.std:.4f}; "
         f"correlation with the images {found.coupling:.4f}\n"
-        f"generate: {{source: import, path: {out}, digest: {PairStore.open(out).digest(False)}}}"
+        f"pairs:\n  pairs2: {{teacher: flow1, source: import, path: {out}, "
+        f"digest: {PairStore.open(out).digest(False)}}}"
     )
     if abs(found.coupling) < found.chance:
         print(f"rfpp: noises and images look independent (correlation within {found.chance:.4f}): "
@@ -188,7 +206,7 @@ def entry() -> None:
             print(f"rfpp: {quoted(text, 400)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        workdir.distrust(error)
+        console.make_writable(error)
         print(f"rfpp: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,8 +1,13 @@
-"""``rfpp preset``: a complete params file, with values set by hand, its comments kept."""
+"""``rfpp preset``: a params file, with values set by hand, its comments kept.
+
+A preset is a whole params file, or the difference to another: ``extends: digits`` and the values
+that differ, which are put in their places in the other's text.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,45 +15,107 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from pipeline import artifacts
+from rfpp_core.config import rules, yaml_file
 from rfpp_core.errors import UserError, quoted
 
 PRESETS = Path(__file__).parents[2] / "presets"
-PARAMS = Path("params.yaml")
+NOW_ROWS = """what was where in your file:
+  network                 -> a row of networks, such as networks.unet
+  pretrain, reflow        -> rows of recipes; times.law is times.distribution now
+  loss.name: lpips_huber  -> loss: {name: pseudo_huber, perceptual: lpips}, and lpips_huber_over_t
+                             has weighting: over_t besides
+  generate, rounds        -> rows of pairs and flows: pairs2: {teacher: flow1, n: ...}, and
+                             flow2: {recipe: reflow, data: pairs2, mix: images, start: flow1}
+  reflow.init: scratch    -> start: a row of networks
+  pretrain.source: import -> checkpoint and sha256 in a row of networks, and a recipe of 0 steps
+  generate.source: import -> source: import, path and digest in a row of pairs
+  invert                  -> a row of pairs with source: images
+  finetune, finetunes     -> a recipe, and a flow on those pairs; mix names the second set
+  evaluate.teacher_nfe    -> evaluate.many_nfe; teacher_seeds -> many_seeds of a flow"""
 
 
 def preset(
     name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
     out: Annotated[Path | None, typer.Option(help="where to put it [params.yaml]")] = None,
     values: Annotated[
-        list[str] | None, typer.Option("--set", help="reflow.steps=100, as often as you like")
+        list[str] | None, typer.Option("--set", help="recipes.reflow.steps=100, as often as you like")
     ] = None,
 ) -> None:
     """Puts a complete params file in place; an edited one is kept as params.yaml.bak1, ..."""
     from rfpp_core.config import params
 
-    there = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in there:
-        raise UserError(f"there is no preset '{quoted(name)}' (presets: {', '.join(there)})")
+    if name not in names():
+        raise UserError(f"there is no preset '{quoted(name)}' (presets: {', '.join(names())})")
     if out is None and not Path("dvc.yaml").is_file():
-        raise UserError(f"here is no dvc.yaml, so no project that would use {PARAMS}; go to one, "
-                        f"or name a file by --out")  # fmt: skip
-    out = out or PARAMS
-    text = (PRESETS / f"{name}.yaml").read_text()
+        raise UserError(f"here is no dvc.yaml, so no project that would use {artifacts.PARAMS}; go "
+                        f"to one, or name a file by --out")  # fmt: skip
+    out = out or artifacts.PARAMS
+    text = composed(name)
     for value in values or []:
         text = with_value(text, value)
-    params.parse(yaml.safe_load(text), f"preset {name}")
-    known = {path.read_bytes() for path in PRESETS.glob("*.yaml")}
-    if out.exists() and out.read_bytes() not in {*known, text.encode()}:
+    params.parse(yaml_file.parse(text, f"preset {name}"), f"preset {name}")
+    if out.exists() and out.read_bytes() not in {text.encode(), *_untouched()}:
         kept = next(p for i in count(1) if not (p := Path(f"{out}.bak{i}")).exists())
         shutil.copy(out, kept)
         print(f"your {out} is kept as {kept}")
+        if _is_earlier(kept):
+            print(NOW_ROWS)
     out.write_text(text)
     more = f" with {', '.join(values)}" if values else ""
     print(f"{out} is now preset {name}{more}; `dvc repro` runs it")
 
 
+def names() -> list[str]:
+    """The presets there are."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def composed(name: str) -> str:
+    """The params file of a preset."""
+    text = (PRESETS / f"{name}.yaml").read_text()
+    tree: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    nodes = {key.value: node for key, node in tree.value}
+    if "extends" not in nodes:
+        return text
+    base = composed(nodes.pop("extends").value)
+    lines = base.splitlines(keepends=True)
+    body = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    made = "".join(lines[body:])
+    for path, node in _leaves(nodes, yaml_file.parse(base, name)):
+        made = _with(made, path, text[node.start_mark.index : node.end_mark.index])
+    header = text[: text.index("extends:")]
+    return f"{header.rstrip()}\n{made}"
+
+
+def _leaves(nodes: Mapping[str, Any], base: Any) -> Iterator[tuple[list[str], Any]]:
+    """The values that differ, by their path; a row that the base lacks is one value."""
+    for key, node in nodes.items():
+        inner = base.get(key) if isinstance(base, Mapping) else None
+        if isinstance(node, yaml.MappingNode) and isinstance(inner, Mapping):
+            within = {name.value: value for name, value in node.value}
+            yield from (([key, *path], leaf) for path, leaf in _leaves(within, inner))
+        else:
+            yield [key], node
+
+
+def _untouched() -> Iterator[bytes]:
+    """Params files that nobody has edited."""
+    for name in names():
+        yield composed(name).encode()
+
+
+def _is_earlier(path: Path) -> bool:
+    """Whether a params file is of a version before networks, recipes, pairs and flows."""
+    try:
+        document = yaml_file.read(path)
+    except UserError:
+        return False
+    return isinstance(document, dict) and bool(rules.earlier_sections(document))
+
+
 def with_value(text: str, assignment: str) -> str:
-    """A YAML document with one value set, ``reflow.steps=100``; all else stays as it is.
+    """A YAML document with one value set, ``recipes.reflow.steps=100``; all else stays as it is.
 
     Raises:
         UserError: if the assignment is none, or leads through something that is no mapping.
@@ -56,21 +123,26 @@ def with_value(text: str, assignment: str) -> str:
     key, equals, value = assignment.partition("=")
     path = key.split(".")
     if not equals or not all(path):
-        raise UserError(f"--set is '{quoted(assignment)}'; it must be like reflow.steps=100")
+        raise UserError(f"--set is '{quoted(assignment)}'; it must be like "
+                        f"recipes.reflow.steps=100")  # fmt: skip
     try:
-        parsed = yaml.safe_load(value)
-        made = _place(text, yaml.compose(text, Loader=yaml.SafeLoader), path, value.strip())
-        same = yaml.safe_load(made) == _merged(yaml.safe_load(text), path, parsed)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        same, made = False, ""
-    if not same:
+        return _with(text, path, value.strip())
+    except (UserError, yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"--set is '{quoted(assignment)}'; that is no value in YAML, or no place "
                         f"in a params file")  # fmt: skip
+
+
+def _with(text: str, path: list[str], value: str) -> str:
+    """A YAML document with the value at a path; raises ValueError where it cannot stand there."""
+    made = _place(text, yaml.compose(text, Loader=yaml.SafeLoader), path, value.strip())
+    wanted = _merged(yaml_file.parse(text, "it"), path, yaml_file.parse(value, "it"))
+    if yaml_file.parse(made, "it") != wanted:
+        raise ValueError("not in its place")
     return made
 
 
 def _place(text: str, node: Any, path: list[str], value: str) -> str:
-    """Puts a value where it was, or as the first entry of the mapping that lacks it."""
+    """Puts a value where it was, or as the last entry of the mapping that lacks it."""
     for i, key in enumerate(path):
         if not isinstance(node, yaml.MappingNode):
             raise ValueError("not a mapping")
@@ -78,11 +150,12 @@ def _place(text: str, node: Any, path: list[str], value: str) -> str:
         if found is None:
             entry = f"{_name(key)}: " + "".join(f"{{{_name(k)}: " for k in path[i + 1 :])
             entry += (value or "null") + "}" * (len(path) - i - 1)
-            at = node.start_mark.index
+            at = _end_of(node)
             if node.flow_style:
-                rest = ", " if node.value else ""
-                return f"{text[: at + 1]}{entry}{rest}{text[at + 1 :]}"
-            return f"{text[:at]}{entry}\n{' ' * node.start_mark.column}{text[at:]}"
+                return f"{text[:at]}{', ' if node.value else ''}{entry}{text[at:]}"
+            line = text.find("\n", at)
+            at = len(text) if line < 0 else line
+            return f"{text[:at]}\n{' ' * node.start_mark.column}{entry}{text[at:]}"
         node = found
     start, end = node.start_mark.index, node.end_mark.index
     kept = text[start:end]
@@ -90,9 +163,19 @@ def _place(text: str, node: Any, path: list[str], value: str) -> str:
     return text[:start] + (value or "null") + gap + text[end:]
 
 
+def _end_of(node: Any) -> int:
+    """Where the last entry of a mapping ends, without what follows it."""
+    if not node.value:
+        return int(node.start_mark.index) + 1
+    last = node.value[-1][1]
+    while isinstance(last, yaml.MappingNode) and not last.flow_style and last.value:
+        last = last.value[-1][1]
+    return int(last.end_mark.index)
+
+
 def _name(key: str) -> str:
     """A key as YAML, in quotes if it would be a number."""
-    return key if isinstance(yaml.safe_load(key), str) else f'"{key}"'
+    return key if isinstance(yaml_file.parse(key, "key"), str) else f'"{key}"'
 
 
 def _merged(document: Any, path: list[str], value: Any) -> Any:

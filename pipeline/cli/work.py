@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import artifacts, console
 from pipeline.work import training_job, workdir
 from rfpp_core.errors import UserError
+from rfpp_core.storage import files
 
 app = typer.Typer(no_args_is_help=True, help="List, adopt and remove staged work (.work/).")
 
@@ -36,7 +38,7 @@ def adopt(
     document = json.loads((path / "identity.json").read_text())
     note: dict[str, Any] = {"why": why}
     target = path
-    if not {"stage", "shard"} & document.keys():
+    if not {"training", "shard"} & document.keys():
         raise UserError(f"{name}: only trainings and pairs can be adopted; `dvc repro` makes the "
                         f"rest again")  # fmt: skip
     if "code" in document:
@@ -50,7 +52,7 @@ def adopt(
         if target.exists():
             raise UserError(f"there is newer work at {target.parent.name}/{target.name}; "
                             f"`rfpp work clean` it first")  # fmt: skip
-    with workdir.locked(workdir.lock_of(path), name):
+    with files.locked(workdir.lock_of(path), name, console.warn):
         _record(path, document, note)
         if target != path:
             path.rename(target)
@@ -61,8 +63,8 @@ def _record(path: Path, document: dict[str, Any], note: dict[str, Any]) -> None:
     """Records the adoption; finished models are dropped, to be written with the record."""
     file = path / "adopted.json"
     notes = json.loads(file.read_text()) if file.exists() else []
-    workdir.write_json(file, [*notes, note])
-    workdir.write_json(path / "identity.json", document)
+    files.write_json(file, [*notes, note])
+    files.write_json(path / "identity.json", document)
     for model in path.glob("flow-*.safetensors"):
         model.unlink()
 
@@ -84,7 +86,7 @@ def clean(
         typer.confirm(f"remove {what}?", abort=True)
     busy = []
     for path in found:
-        with workdir.unless_busy(workdir.lock_of(path)) as free:
+        with files.unless_busy(workdir.lock_of(path)) as free:
             if free:
                 shutil.rmtree(path)
                 print(f"removed {path.parent.name}/{path.name}")
@@ -99,7 +101,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _staged() -> list[Path]:
-    return sorted(path.parent for path in workdir.work().glob("*/*/identity.json"))
+    return sorted(path.parent for path in artifacts.work().glob("*/*/identity.json"))
 
 
 def _find(name: str) -> Path:
@@ -118,7 +120,7 @@ def _state(path: Path, document: dict[str, Any]) -> str:
     done = sorted(int(file.stem.partition("-")[2]) for file in path.glob("flow-*.safetensors"))
     states = sorted(int(file.stem.partition("-")[2]) for file in path.glob("state-*.json"))
     finished = f"finished at {', '.join(map(str, done))} steps; " if done else ""
-    stale = " (made by other code)" if "stage" in document and not _is_current(document) else ""
+    stale = " (made by other code)" if "training" in document and not _is_current(document) else ""
     return f"{finished}state at step {states[-1] if states else 0}{stale}"
 
 

@@ -1,0 +1,1 @@
+"""DVC's stages, a thin module each; run by ``python -m pipeline.stages.<stage>``."""

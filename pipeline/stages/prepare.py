@@ -6,16 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import console
-from pipeline.stages.source import FINGERPRINT, located
-from pipeline.work import workdir
+from pipeline import artifacts, console
 from rfpp_core.config import params
+from rfpp_core.config.dataset import Dataset
+from rfpp_core.config.flow import IMAGES
+from rfpp_core.config.params import Params
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.images import sources
 from rfpp_core.images import store as image_store
@@ -23,7 +23,6 @@ from rfpp_core.images.decode import BACKGROUND
 from rfpp_core.images.listing import counted
 from rfpp_core.storage import files
 
-SUMMARY = Path("data/summary.json")
 SHOWN = 20  # classes that are printed
 
 
@@ -32,10 +31,10 @@ def run() -> None:
     section = config.dataset
     source = source_of(section)
     held_out = held_out_of(section, source)
-    SUMMARY.unlink(missing_ok=True)
-    building = workdir.IMAGES.with_name(".images.zarr.partial")
+    artifacts.SUMMARY.unlink(missing_ok=True)
+    building = artifacts.IMAGES.with_name(".images.zarr.partial")
     shutil.rmtree(building, ignore_errors=True)
-    fingerprint = json.loads(FINGERPRINT.read_text())
+    fingerprint = json.loads(artifacts.FINGERPRINT.read_text())
     corrupt = image_store.write(building, source, held_out, section.skip_corrupt, _bar,
                          name=section.name, source_fingerprint=fingerprint)  # fmt: skip
     for line in corrupt:
@@ -43,32 +42,32 @@ def run() -> None:
     labels = image_store.labels(building, "train"), image_store.labels(building, "held_out")
     for line in problems(config, source, *labels):  # now of what was not skipped
         raise UserError(line)
-    facts = summary(section, source, *labels, image_store.about(building)["shape"], len(corrupt))
-    files.replace_tree(building, workdir.IMAGES)
-    workdir.write_json(SUMMARY, facts)
+    facts = summary(section, source, *labels, image_store.metadata(building)["shape"], len(corrupt))
+    files.replace_tree(building, artifacts.IMAGES)
+    files.write_json(artifacts.SUMMARY, facts)
     print("\n".join(told(facts)))
 
 
-def source_of(section: params.Dataset) -> sources.Source:
+def source_of(section: Dataset) -> sources.Source:
     """The images that the params name, at most ``limit`` of them, spread over the set."""
     match section.name:
         case "digits":
             source = sources.digits()
         case "cifar10":
-            source = sources.cifar10(located(section.path))
+            source = sources.cifar10(artifacts.located(section.path))
         case "folder":
             labels = None if section.labels == "none" else section.labels
             if labels not in (None, "folders"):
-                labels = str(located(section.labels))
+                labels = str(artifacts.located(section.labels))
             source = sources.folder(
-                located(section.path), section.channels, section.resolution, labels
+                artifacts.located(section.path), section.channels, section.resolution, labels
             )
     if section.limit is None or len(source.keys) <= section.limit:
         return source
     return source.take(np.linspace(0, len(source.keys) - 1, section.limit).round().astype(int))
 
 
-def source_or_prepared(section: params.Dataset) -> sources.Source:
+def source_or_prepared(section: Dataset) -> sources.Source:
     """The images that the params name; if they are not here, those prepared from them.
 
     Raises:
@@ -78,13 +77,13 @@ def source_or_prepared(section: params.Dataset) -> sources.Source:
         return source_of(section)
     except UserError:
         with suppress(UserError, OSError, ValueError):
-            prepared = image_store.about(workdir.IMAGES)["source_fingerprint"]
-            if prepared == json.loads(FINGERPRINT.read_text()):
-                return image_store.as_source(workdir.IMAGES)
+            prepared = image_store.metadata(artifacts.IMAGES)["source_fingerprint"]
+            if prepared == json.loads(artifacts.FINGERPRINT.read_text()):
+                return image_store.as_source(artifacts.IMAGES)
         raise
 
 
-def held_out_of(section: params.Dataset, source: sources.Source) -> NDArray[np.bool_]:
+def held_out_of(section: Dataset, source: sources.Source) -> NDArray[np.bool_]:
     """Which images are held out: by the set's own split, else a seeded fraction of each class."""
     if source.held_out is not None:
         return source.held_out
@@ -92,7 +91,7 @@ def held_out_of(section: params.Dataset, source: sources.Source) -> NDArray[np.b
 
 
 def problems(
-    config: params.Params, source: sources.Source, train: NDArray[Any], held_out: NDArray[Any]
+    config: Params, source: sources.Source, train: NDArray[Any], held_out: NDArray[Any]
 ) -> Iterator[str]:
     """A line for each thing that the labels of the two splits (-1: none), and their numbers, are
     unfit for."""
@@ -102,13 +101,10 @@ def problems(
             yield (f"the {name} split has {len(part)} images; evaluate.neighbours "
                    f"({config.evaluate.neighbours}) needs at least {least}: give more images, or "
                    f"change dataset.held_out or dataset.limit")  # fmt: skip
-    used = [("finetune", config.finetune.batch)] if config.finetunes else []
-    if config.pretrain.source == "train":
-        used.insert(0, ("pretrain", config.pretrain.batch))
-    for kind, batch in used:
+    for recipe, batch in trained_on_images(config).items():
         if batch > len(train):
-            yield (f"{kind}.batch is {batch} but there are only {len(train)} images to train on; "
-                   f"lower it or give more")  # fmt: skip
+            yield (f"recipes.{recipe}.batch is {batch} but there are only {len(train)} images to "
+                   f"train on; lower it or give more")  # fmt: skip
     unseen = sorted(set(held_out.tolist()) - set(train.tolist()))
     if unseen:
         name = quoted(source.classes[unseen[0]]) if source.classes else "none"
@@ -116,8 +112,16 @@ def problems(
                f"{name}; give training images of them, or set dataset.labels: none")  # fmt: skip
 
 
+def trained_on_images(config: Params) -> dict[str, int]:
+    """Recipes whose batches are drawn from the real images, as they are or inverted, and their
+    batch sizes."""
+    real = {IMAGES, *(name for name, row in config.pairs.items() if row.source == "images")}
+    return {row.recipe: config.recipe_of(name).batch for name, row in config.flows.items()
+            if row.data in real and config.recipe_of(name).steps}  # fmt: skip
+
+
 def summary(
-    section: params.Dataset,
+    section: Dataset,
     source: sources.Source,
     train: NDArray[Any],
     held_out: NDArray[Any],
@@ -193,4 +197,4 @@ def _bar(indices: list[int]) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    workdir.main(run)
+    console.main(run)

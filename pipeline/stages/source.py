@@ -18,14 +18,12 @@ from typing import Any
 
 import yaml
 
-from pipeline import console
-from pipeline.work import workdir
+from pipeline import artifacts, console
 from rfpp_core.config import params
-from rfpp_core.config.params import Dataset
+from rfpp_core.config.dataset import Dataset
 from rfpp_core.errors import UserError
 from rfpp_core.storage import files
 
-FINGERPRINT = Path("data/source.json")
 WATCHED = ("name", "path", "labels")  # of the section dataset
 
 
@@ -35,7 +33,7 @@ def run() -> None:
     if found is None:
         found = prepared(section)
         print(f"source: {section.path} is not here; the images prepared from it are used")
-    workdir.write_json(FINGERPRINT, found)
+    files.write_json(artifacts.FINGERPRINT, found)
 
 
 def fingerprint(section: Dataset) -> dict[str, Any] | None:
@@ -46,29 +44,22 @@ def fingerprint(section: Dataset) -> dict[str, Any] | None:
     """
     if section.name != "folder":
         return {"name": section.name}
-    path = located(section.path)
+    path = artifacts.located(section.path)
     if path.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UserError(f"dataset.path '{section.path}' contains this project; give a folder or "
                         f"a zip of images alone")  # fmt: skip
-    known = _Digests(workdir.work() / "source-digests.json")
+    known = _Digests(artifacts.work() / "source-digests.json")
     content = _of(path, known)
     if content is None:
         return None
     found: dict[str, Any] = {"name": "folder", "images": content, "labels": section.labels}
     if section.labels not in ("folders", "none"):
-        found["labels"] = _of(located(section.labels), known)
+        found["labels"] = _of(artifacts.located(section.labels), known)
         if found["labels"] is None:
             raise UserError(f"dataset.labels '{section.labels}' does not exist; it is 'folders', "
                             f"'none' or a CSV file of name,label rows")  # fmt: skip
     known.save()
     return found
-
-
-def located(path: str) -> Path:
-    """A path of the params: ``~`` is expanded, and a relative one is looked up in the main tree
-    where an experiment runs in a copy of it (``dvc exp run --temp``)."""
-    given = Path(path).expanduser()
-    return given if given.is_absolute() or given.exists() else workdir.root() / given
 
 
 def prepared(section: Dataset) -> dict[str, Any]:
@@ -81,7 +72,7 @@ def prepared(section: Dataset) -> dict[str, Any]:
         recorded = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["source"]["params"]
         then = recorded["params.yaml"]
         if all(then[f"dataset.{name}"] == getattr(section, name) for name in WATCHED):
-            attributes = json.loads((workdir.IMAGES / "zarr.json").read_text())["attributes"]
+            attributes = json.loads((artifacts.IMAGES / "zarr.json").read_text())["attributes"]
             return dict(attributes["rfpp"]["source_fingerprint"])
     raise UserError(f"dataset.path '{section.path}' is not there or empty; put images into it, or "
                     f"set dataset.path to a folder or a zip of images")  # fmt: skip
@@ -133,8 +124,8 @@ class _Digests:
 
     def of(self, path: Path) -> str:
         """sha256 of a file's bytes."""
-        about = path.stat()
-        stamp = [about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns]
+        metadata = path.stat()
+        stamp = [metadata.st_size, metadata.st_ino, metadata.st_mtime_ns, metadata.st_ctime_ns]
         name = os.path.realpath(path).encode(errors="backslashreplace").decode()
         known = self.kept.get(name)
         unchanged = isinstance(known, list) and known[:-1] == stamp
@@ -142,8 +133,8 @@ class _Digests:
         return str(self.now[name][-1])
 
     def save(self) -> None:
-        workdir.write_json(self.file, self.now)
+        files.write_json(self.file, self.now)
 
 
 if __name__ == "__main__":
-    workdir.main(run)
+    console.main(run)

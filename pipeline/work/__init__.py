@@ -1,0 +1,1 @@
+"""The work behind the stages: identities, staging, trainings, pairs, evaluations."""

@@ -1,6 +1,8 @@
-"""Stage ``generate@k``: the teacher's noise/image pairs -> data/pairs_k.zarr.
+"""A set of pairs: a row of ``pairs``, made shard by shard, resumable, published.
 
-The top level stays light: spawned workers import this module again.
+Made by a teacher of drawn noise, or of real images, which it sends to noise (inversion: config G
+of RF++, arXiv 2405.20320); or a store that was imported.  The top level stays light: spawned
+workers import this module again.
 """
 
 from __future__ import annotations
@@ -10,47 +12,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline import artifacts, settings
 from pipeline.work import workdir
 from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.workers.pool import Pool
-    from pipeline.workers.tasks import Made, Witness
-    from rfpp_core.config.params import Generate
+    from pipeline.workers.tasks import Made, Regenerated
+    from rfpp_core.config.pairs import PairSet
+    from rfpp_core.config.params import Params
     from rfpp_core.pairs.spec import PairSpec
     from rfpp_core.pairs.store import PairStore
 
+KIND = "pairs"  # of staged work
 TOLERATED_SHARE, TOLERATED_LEVELS = 0.01, 1.0  # of pixels, of 255: another model of GPU
 TOLERATED_NOISE = 64.0  # 255ths: inversion magnifies another machine's last bits
 
 
-def spec_of(k: str) -> PairSpec:
-    """The PairSpec of a round, from params and the teacher's file."""
-    from pipeline.stages import reflow
-    from pipeline.work import training_job
-    from rfpp_core.config import params
-    from rfpp_core.pairs.spec import PairSpec
-
-    config = params.load()
-    path, generate = reflow.teacher_path(config, k), config.generate
-    digest, about = training_job.read_model(path)
-    arch = about["architecture"]
-    return PairSpec(
-        teacher=digest,
-        solver=generate.solver,
-        nfe=generate.nfe,
-        grid=generate.grid,
-        guidance=generate.guidance,
-        classes=arch["classes"],
-        seed=config.seed,
-        shape=tuple(arch["shape"]),
-        micro_batch=generate.micro_batch,
-        shard=generate.shard,
-        start=about.get("start", 1.0),
-    )
-
-
-class Order(NamedTuple):
+class PairJob(NamedTuple):
     """A set of pairs to be made: what determines them, how many, by which task of which workers,
     and where they go."""
 
@@ -65,63 +44,73 @@ class Order(NamedTuple):
         return {**self.spec.identity, "n": self.n}
 
 
-def order(k: str) -> Order:
-    """The pairs of a round."""
-    from pipeline.stages import reflow
-    from rfpp_core.config import params
+def job_of(name: str, config: Params) -> PairJob:
+    """The job of a row of ``pairs``, from params and the teacher's file."""
+    from pipeline.work.training_job import read_model
+    from rfpp_core.images import store as image_store
+    from rfpp_core.pairs.spec import PairSpec
 
-    config = params.load()
-    teacher = str(reflow.teacher_path(config, k).resolve())
-    return Order(
-        spec_of(k),
-        config.generate.n,
-        "pipeline.workers.tasks:make_shard",
-        (teacher,),
-        reflow.pairs_path(k),
+    row = config.pairs[name]
+    teacher = artifacts.model(row.teacher)
+    digest, about = read_model(teacher)
+    arch, inverts = about["architecture"], row.source == "images"
+    spec = PairSpec(
+        teacher=digest,
+        solver=row.solver,
+        nfe=row.nfe,
+        grid=row.grid,
+        guidance=row.guidance,
+        classes=arch["classes"],
+        seed=0 if inverts else config.seed,
+        shape=tuple(arch["shape"]),
+        micro_batch=row.micro_batch,
+        shard=row.shard,
+        start=about.get("start", 1.0),
+        source=image_store.metadata(artifacts.IMAGES)["digest"] if inverts else "",
+        noise_kind="stored" if inverts else "seeded",
+    )
+    path = str(teacher.resolve())
+    if inverts:
+        n = image_store.count(artifacts.IMAGES, "train")
+        arguments = (path, str(artifacts.IMAGES.resolve()))
+        return PairJob(
+            spec, n, "pipeline.workers.tasks:invert_shard", arguments, artifacts.pairs(name)
+        )
+    assert row.n is not None
+    return PairJob(
+        spec, row.n, "pipeline.workers.tasks:make_shard", (path,), artifacts.pairs(name)
     )
 
 
-def run(k: str) -> None:
-    from rfpp_core.config import params
-
-    section = params.load().generate
-    if section.source == "import":
-        take_in(k, section)
-    else:
-        make(lambda: order(k))
-
-
-def take_in(k: str, section: Generate) -> None:
-    """Publishes an imported store as the pairs of a round, sharing its files."""
-    from pipeline.stages import reflow
-
-    store, target = imported(section), reflow.pairs_path(k)
+def publish_imported(name: str, row: PairSet) -> None:
+    """Publishes an imported store as a row of ``pairs``, sharing its files."""
+    store, target = imported(name, row), artifacts.pairs(name)
     target.parent.mkdir(exist_ok=True)
     store.publish(target, store.n)
-    print(f"pairs: {store.n} of {section.path}")
+    print(f"{name}: {store.n} pairs of {row.path}")
 
 
-def imported(section: Generate) -> PairStore:
-    """The store that ``source: import`` names, whole.
+def imported(name: str, row: PairSet) -> PairStore:
+    """The store that ``source: import`` names, complete.
 
     Raises:
         UserError: if it is missing, incomplete or another.
     """
     from rfpp_core.pairs.store import PairStore
 
-    store = PairStore.open(Path(section.path or ""))
-    if (found := store.digest(decode=False)) != section.digest:
-        raise UserError(f"{section.path} has digest {found}, not {section.digest} "
-                        f"(generate.digest)")  # fmt: skip
+    store = PairStore.open(artifacts.located(row.path or ""))
+    if (found := store.digest(decode=False)) != row.digest:
+        raise UserError(f"{row.path} has digest {found}, not {row.digest} "
+                        f"(pairs.{name}.digest)")  # fmt: skip
     return store
 
 
-def make(ask: Callable[[], Order]) -> None:
-    """Makes the missing shards of an order, which is asked for again before publishing.
+def make(read_job: Callable[[], PairJob]) -> None:
+    """Makes the missing shards of a job, which is read again before publishing.
 
     Raises:
-        UserError: if shards fail, if the code would make other pairs than those kept, or if what
-            was asked for changed meanwhile.
+        UserError: if shards fail, if the code would make other pairs than those cached, or if the
+            job changed meanwhile.
     """
     from pipeline.workers import pool as workers
 
@@ -129,14 +118,14 @@ def make(ask: Callable[[], Order]) -> None:
     from rfpp_core.pairs.store import PairStore
     from rfpp_core.storage.zarr_arrays import check_shard
 
-    given = ask()
+    given = read_job()
     check_shard(given.spec.shape, given.spec.shard)
-    with workdir.staging("pairs", given.spec.identity) as work:
+    with workdir.staging(KIND, given.spec.identity) as work:
         began = time.monotonic()
-        store = _take_up(work, given)
+        store = _staged_store(work, given)
         checked = time.monotonic()
         made = _fill(store, given, work)
-        workdir.confirm(given.request(), ask().request())
+        workdir.confirm(given.request(), read_job().request())
         filled = time.monotonic()
         PairStore.open(store.path).publish(given.target, given.n, work.adopted)
         if made:
@@ -147,7 +136,7 @@ def make(ask: Callable[[], Order]) -> None:
                   f"({keeping / computing:.1%} of that)")  # fmt: skip
 
 
-def _take_up(work: workdir.Staging, given: Order) -> PairStore:
+def _staged_store(work: workdir.Staging, given: PairJob) -> PairStore:
     """The staged store, without what is damaged."""
     from rfpp_core.pairs import markers
     from rfpp_core.pairs import store as pair_store
@@ -159,13 +148,13 @@ def _take_up(work: workdir.Staging, given: Order) -> PairStore:
         store = pair_store.PairStore.create(path, given.spec, given.n)
     except UserError as error:
         print(f"pairs: the metadata is written again: {error}")
-        pair_store.mend(path, given.spec, given.n)
+        pair_store.rebuild_metadata(path, given.spec, given.n)
         store = pair_store.PairStore.create(path, given.spec, given.n)
-    drop_damaged(store)
+    drop_corrupted(store)
     return store
 
 
-def _fill(store: PairStore, given: Order, work: workdir.Staging) -> list[Made]:
+def _fill(store: PairStore, given: PairJob, work: workdir.Staging) -> list[Made]:
     """Makes the missing shards; what became of each."""
     from pipeline.workers import pool as workers
 
@@ -175,7 +164,7 @@ def _fill(store: PairStore, given: Order, work: workdir.Staging) -> list[Made]:
     pool, made = workers.open_pool(), []
     try:
         if kept:
-            check_witness(pool, store, given.arguments, kept[-1], work)
+            check_regenerated(pool, store, given.arguments, kept[-1], work)
             print(f"pairs: {len(kept)} of {len(kept) + len(missing)} shards kept")
         if missing:
             from pipeline.workers.prefect_flow import make_shards
@@ -189,15 +178,15 @@ def _fill(store: PairStore, given: Order, work: workdir.Staging) -> list[Made]:
     return made
 
 
-def drop_damaged(store: PairStore) -> None:
+def drop_corrupted(store: PairStore) -> None:
     """Forgets kept shards whose files are not what was committed; they are made again."""
     for shard in store.committed():
-        if wrong := store.damage(shard):
+        if wrong := store.corruption(shard):
             print(f"pairs: shard {shard} is made again: {wrong}")
             store.forget(shard)
 
 
-def check_witness(
+def check_regenerated(
     pool: Pool, store: PairStore, arguments: Sequence[str], shard: int, work: workdir.Staging
 ) -> None:
     """Refuses to mix kept shards with images that the code would make otherwise today.
@@ -205,7 +194,7 @@ def check_witness(
     Another machine may round a pixel otherwise; other images that ``rfpp work adopt`` accepted
     are known by the digest of this micro-batch.
     """
-    found = _made_again(pool, str(store.path), *arguments, shard)
+    found = _regenerate(pool, str(store.path), *arguments, shard)
     most = TOLERATED_NOISE if store.spec.stored else TOLERATED_LEVELS
     share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, most)
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
@@ -218,22 +207,18 @@ def check_witness(
     )
 
 
-def _made_again(pool: Pool, *arguments: str | int) -> Witness:
+def _regenerate(pool: Pool, *arguments: str | int) -> Regenerated:
     """The witness; by another worker if one dies or hangs."""
     from pipeline.workers.pool import WorkerDied
 
-    timeout, left = workdir.shard_patience()
+    timeout, left = settings.shard_timeout(), settings.retries()
     while True:
         try:
-            found: Witness = pool.call(
-                "pipeline.workers.tasks:witness", *arguments, timeout=timeout
+            found: Regenerated = pool.call(
+                "pipeline.workers.tasks:regenerate", *arguments, timeout=timeout
             )
             return found
         except (WorkerDied, MemoryError) as error:
             if not left:
                 raise UserError(f"what is kept could not be checked: {error}; run again") from None
             left -= 1
-
-
-if __name__ == "__main__":
-    workdir.main(run, "round")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.work import workdir
-from rfpp_core.config.build import Choices
-from rfpp_core.config.params import Dataset, Loss
+from pipeline import artifacts
+from rfpp_core.choices import Choices
+from rfpp_core.config.dataset import Dataset
+from rfpp_core.config.recipe import Loss
 from rfpp_core.errors import UserError
 from rfpp_core.evaluation import classifier
 from rfpp_core.images import store as image_store
@@ -29,7 +30,7 @@ def identity(section: Loss, dataset: Dataset) -> dict[str, Any]:
         if section.vgg_path:
             return {"vgg": files.sha256(vgg(section))}
         return {"vgg": perceptual.VGG16.sha256}
-    return {"images": image_store.about(workdir.IMAGES)["digest"], "seed": dataset.seed}
+    return {"images": image_store.metadata(artifacts.IMAGES)["digest"], "seed": dataset.seed}
 
 
 def vgg(section: Loss) -> Path:
@@ -39,7 +40,7 @@ def vgg(section: Loss) -> Path:
 
 def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> Distance | None:
     """The distance that a loss needs, on ``device``, or None; ``work`` keeps what is trained."""
-    if not section.is_perceptual:
+    if section.perceptual == "none":
         return None
     net = NETS[section.perceptual](section, dataset, work / "perceptual.safetensors")
     net.chunk = section.chunk
@@ -52,17 +53,17 @@ def _lpips(section: Loss, dataset: Dataset, path: Path) -> perceptual.LPIPS:
 
 def _label_net(section: Loss, dataset: Dataset, path: Path) -> perceptual.LabelNet:
     """Trained once, on another half, seed and architecture than the metric's classifier."""
-    about = image_store.about(workdir.IMAGES)
-    if not about["classes"]:
+    metadata = image_store.metadata(artifacts.IMAGES)
+    if not metadata["classes"]:
         raise UserError("loss.perceptual: classifier learns labels, but the images have none")
-    net = perceptual.label_net(about["shape"][0], about["classes"], dataset.seed)
+    net = perceptual.label_net(metadata["shape"][0], metadata["classes"], dataset.seed)
     if path.exists():
         try:
             checkpoint.load_into(net, checkpoint.load(path).tensors, str(path))
             return net
         except UserError as error:
             print(f"perceptual classifier: made again: {error}")
-    train = image_store.read(workdir.IMAGES, "train")
+    train = image_store.read(artifacts.IMAGES, "train")
     seed = subkey(dataset.seed, "perceptual")
     half = np.sort(permutation(seed, 0, len(train.images))[: len(train.images) // 2].numpy())
     some = image_store.Images(train.images[half], train.labels[half])
@@ -70,7 +71,7 @@ def _label_net(section: Loss, dataset: Dataset, path: Path) -> perceptual.LabelN
     state = classifier.ClassifierTraining(logits, STEPS, LR)
     for _ in classifier.train_classifier(state, some, BATCH, seed):
         pass
-    accuracy = classifier.accuracy(logits, image_store.read(workdir.IMAGES, "held_out"))
+    accuracy = classifier.accuracy(logits, image_store.read(artifacts.IMAGES, "held_out"))
     print(f"perceptual classifier: held-out accuracy {accuracy:.4f}")
     checkpoint.save(path, net.state_dict(), {"held_out_accuracy": accuracy})
     return net

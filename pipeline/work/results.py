@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.work import workdir
 from rfpp_core.storage import files
 
 
@@ -30,7 +29,7 @@ class Results:
     def keep(self, document: Mapping[str, Any], value: Any) -> None:
         """Writes a measurement."""
         kept = {"of": document, "value": value, "digest": _digest(value)}
-        workdir.write_json(self._file(document), kept)
+        files.write_json(self._file(document), kept)
 
     def once(self, document: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """What was measured before, or is measured now."""

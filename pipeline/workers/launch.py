@@ -2,7 +2,7 @@
 
 This process becomes their launcher: it starts them with the environment that torchrun would set,
 waits, and does nothing else.  On several machines torchrun itself starts them all (``torchrun ...
--m pipeline.reflow 2``).  A process that fails leaves its error in a file (``workdir.hand_over``);
+-m pipeline.stages.train flow2``).  A process that fails leaves its error in a file (``console.hand_over``);
 the launcher prints the first and ends the others, which die with it, too.
 """
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.work import workdir
+from pipeline import settings
 from rfpp_core.errors import UserError
 
 POLL = 0.05  # seconds
@@ -28,7 +28,7 @@ POLL = 0.05  # seconds
 def spread() -> None:
     """Starts the processes of a training, if there are to be several and this is not one of them;
     then it does not return, but exits as they did."""
-    count = int(workdir.env_number("RFPP_PROCESSES", 1, least=1))
+    count = settings.processes()
     if "RANK" in os.environ:  # torchrun leaves its workers behind when it is killed
         die_with_parent()
     elif count > 1:

@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
 
-from pipeline.work import workdir
+from pipeline import console, settings
 from rfpp_core.errors import UserError
 from rfpp_core.storage import files
 
@@ -58,7 +58,7 @@ class Pool(Protocol):
 
 def open_pool() -> Pool:
     """The pool that the environment asks for."""
-    if address := os.environ.get("RFPP_DASK"):
+    if address := settings.dask():
         return DaskPool(address)
     return ProcessPool(devices())
 
@@ -78,8 +78,7 @@ def devices() -> list[str]:
         UserError: if a name is not ``cpu`` or ``cuda:<index>``, there is no such device, or
             ``RFPP_WORKERS`` is not a positive whole number.
     """
-    given = os.environ.get("RFPP_DEVICES", "")
-    names = [name.strip() for name in given.split(",") if name.strip()]
+    names = settings.devices()
     if wrong := [name for name in names if not re.fullmatch(r"cpu|cuda:[0-9]{1,4}", name)]:
         raise UserError(
             f"RFPP_DEVICES has {wrong[0][:80]!r}; it lists devices such as cuda:0,cuda:1"
@@ -93,7 +92,7 @@ def devices() -> list[str]:
         names = names or [f"cuda:{i}" for i in range(count)] or ["cpu"]
     if names != ["cpu"]:
         return names
-    return ["cpu"] * int(workdir.env_number("RFPP_WORKERS", 1))
+    return ["cpu"] * settings.workers()
 
 
 class ProcessPool:
@@ -196,7 +195,7 @@ class DaskPool:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"RFPP_DASK: the scheduler or a worker cannot run this code "
-                            f"({workdir.one_line(error)}); all need what the driver has, "
+                            f"({console.one_line(error)}); all need what the driver has, "
                             f"{self.code}") from None  # fmt: skip
 
     def call(self, target: str, *args: Any, timeout: float | None = None) -> Any:

@@ -26,10 +26,11 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from pipeline.work import workdir
+from pipeline import artifacts, console, settings
 from pipeline.workers.launch import die_with_parent, free_port
 from pipeline.workers.pool import Closed, Pool
 from rfpp_core.errors import UserError
+from rfpp_core.storage import files
 
 if TYPE_CHECKING:
     from pipeline.workers.tasks import Made
@@ -45,7 +46,7 @@ def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int)
     Raises:
         UserError: naming the shards that failed after their retries.
     """
-    home = workdir.work() / "prefect"
+    home = artifacts.work() / "prefect"
     _settings(home)
     if url := os.environ.get("PREFECT_API_URL"):
         _check_server(url)
@@ -64,8 +65,8 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.tasks import exponential_backoff
 
-    timeout, retries = workdir.shard_patience()
-    backoff = exponential_backoff(workdir.env_number("RFPP_RETRY_SECONDS", 2))
+    timeout, retries = settings.shard_timeout(), settings.retries()
+    backoff = exponential_backoff(settings.retry_seconds())
     bar = tqdm(total=len(shards) * size, desc="pairs", unit="img", disable=None, mininterval=1)
 
     made: list[Made] = []
@@ -88,7 +89,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
         except Closed:
             raise
         except Exception as error:
-            bar.write(f"shard {shard} failed: {workdir.one_line(error)}", file=sys.stderr)
+            bar.write(f"shard {shard} failed: {console.one_line(error)}", file=sys.stderr)
             raise
         bar.update(done.pairs)
         made.append(done)
@@ -104,7 +105,7 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
             futures = shard_task.map(shards)
             states = [future.wait() or future.state for future in futures]
             return {
-                k: workdir.one_line(s.result(raise_on_failure=False))
+                k: console.one_line(s.result(raise_on_failure=False))
                 for k, s in zip(shards, states, strict=True)
                 if not s.is_completed()
             }
@@ -126,13 +127,13 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
 
 def _orchestration(error: Exception) -> UserError:
     """Prefect's own failure (its server is gone, its disk is full) in a line."""
-    home = workdir.work() / "prefect"
+    home = artifacts.work() / "prefect"
     log = home / "flow.log"
     with suppress(OSError), log.open("a") as file:
         traceback.print_exception(error, file=file)
     with suppress(OSError):
         _put_aside(home)
-    return UserError(f"Prefect failed ({workdir.one_line(error)}; see {log} and server.log beside "
+    return UserError(f"Prefect failed ({console.one_line(error)}; see {log} and server.log beside "
                      f"it); finished shards are kept, run again to go on")  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def _check_server(url: str) -> None:
         except (OSError, ValueError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code < 500:
                 return  # Prefect's Cloud; what else it is, Prefect says
-            why = workdir.one_line(error)
+            why = console.one_line(error)
         time.sleep(1)
     raise UserError(f"PREFECT_API_URL is {url[:200]!r}, where no Prefect server answers ({why}); "
                     f"start it or unset PREFECT_API_URL, and run again; finished shards are "
@@ -183,7 +184,9 @@ def _start_server(home: Path) -> str:
     """
     for name in ("NO_PROXY", "no_proxy"):  # this machine is reached without one
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    with (home / "server.log").open("ab") as log, workdir.locked(home / "start.lock", "Prefect"):
+    with (home / "server.log").open("ab") as log, files.locked(
+        home / "start.lock", "Prefect", console.warn
+    ):
         try:
             return _serve(home, log)
         except UserError:

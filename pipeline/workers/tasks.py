@@ -1,4 +1,4 @@
-"""What a worker does: make one shard of pairs, or one micro-batch again as a witness.
+"""What a worker does: make one shard of pairs, or make one micro-batch again as a check.
 
 Plain functions of plain arguments; the teacher stays loaded between calls.  No Prefect here.
 """
@@ -24,7 +24,8 @@ from rfpp_core.images import store as image_store
 from rfpp_core.images.pixels import to_float, to_uint8
 from rfpp_core.pairs.spec import Pairs, PairSpec
 from rfpp_core.pairs.store import PairStore
-from rfpp_core.sampling.sampler import Flow, Recipe, draw, threads_for
+from rfpp_core.sampling.flow import Flow
+from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
 
 
 class Made(NamedTuple):
@@ -81,8 +82,8 @@ def _fitting(spec: PairSpec) -> AbstractContextManager[None]:
     return runtime.enough_memory(f"lower micro_batch (now {spec.micro_batch})", MemoryError)
 
 
-class Witness(NamedTuple):
-    """A kept micro-batch beside the same one made again today."""
+class Regenerated(NamedTuple):
+    """A committed micro-batch beside the same one made again today."""
 
     share: float  # of values that differ; of stored noise, by more than 1/255
     levels: float  # by how many grey levels at most, or 255ths of noise
@@ -90,10 +91,13 @@ class Witness(NamedTuple):
     same_machine: bool  # made by the same device, build of torch and instruction set
 
 
-def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
+def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
     """Makes the first micro-batch of a committed shard again and compares.
 
-    ``rest`` is the path of the real images, if it was they that were inverted, and the shard.
+    Args:
+        store_path: the store.
+        teacher: its teacher's model file.
+        rest: the path of the real images, if they were inverted; then the shard.
     """
     store, flow = PairStore.open(Path(store_path)), _teacher(teacher)
     spec, shard = store.spec, int(rest[-1])
@@ -113,15 +117,15 @@ def witness(store_path: str, teacher: str, *rest: str | int) -> Witness:
         with _fitting(spec):
             [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
         gap = np.abs(old.images.astype(np.float32) - new.images)
-    return Witness(float((gap > 0).mean()), float(gap.max()), new.digest, same)
+    return Regenerated(float((gap > 0).mean()), float(gap.max()), new.digest, same)
 
 
 def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
     """The micro-batch of pairs from ``start`` on."""
     index = spec.index(start, start + spec.micro_batch)
-    recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
     z, y = _noise(flow, spec, start), spec.y(index.to(flow.device))
-    images = to_uint8(draw(flow.field, z, y, recipe, start=spec.start).x).cpu().numpy()
+    images = to_uint8(draw(flow.field, z, y, sampler, start=spec.start).x).cpu().numpy()
     return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
 
 
@@ -136,9 +140,9 @@ def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     real = image_store.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
     x = to_float(torch.from_numpy(real.images)).to(flow.device)
     y = torch.from_numpy(real.labels).long() if spec.classes else None
-    recipe = Recipe(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
     label = None if y is None else y.to(flow.device)
-    z = draw(flow.field, x, label, recipe, backwards=True, start=spec.start).x
+    z = draw(flow.field, x, label, sampler, backwards=True, start=spec.start).x
     noise = np.ascontiguousarray(z.float().cpu().numpy())
     return Pairs(real.images, _labels(y, len(noise)), noise)
 

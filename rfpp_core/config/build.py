@@ -1,7 +1,8 @@
-"""The composition root: params -> network, field, loss, sampler.  It alone knows both sides.
+"""The composition root: params -> network, field, times, loss, coupling.  It alone knows both sides.
 
 Alternatives stand in tables keyed by the value of their param and annotated ``Choices``: the
-identity of a training covers the entries that it uses, and no others (pipeline/code.py).
+identity of a training covers the entries that it uses, and no others
+(``pipeline.work.identity``).  A new method is a row here (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -9,36 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from rfpp_core.config.params import (
-    Architecture,
-    Loss,
-    Network,
-    Params,
-    Section,
-    Times,
-    Training,
-    explained,
-)
+from rfpp_core.choices import Choices
+from rfpp_core.config.network import Architecture, Network
+from rfpp_core.config.params import Params, explained
+from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Loss, Recipe, Times
+from rfpp_core.config.section import described
 from rfpp_core.errors import UserError
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.model.nets.small_unet import SmallUNet
 from rfpp_core.model.nets.song_unet import SongUNet
 from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
-from rfpp_core.rng import subkey
-from rfpp_core.sampling.sampler import Flow
+from rfpp_core.rng import StepRNG, subkey
+from rfpp_core.sampling.flow import Flow
 from rfpp_core.storage import checkpoint, files
 from rfpp_core.training import losses, times
 from rfpp_core.training.couplings import Coupling
-from rfpp_core.training.trainer import LossFunction, TrainConfig
-
-T = TypeVar("T")
-Choices: TypeAlias = Mapping[str, T]  # what a param's values stand for
+from rfpp_core.training.couplings.independent import independent
+from rfpp_core.training.couplings.paired import seeded, stored
+from rfpp_core.training.trainer import TrainConfig
 
 
 def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
@@ -47,11 +42,11 @@ def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[
     Raises:
         UserError: if it is to be conditional and there are no labels.
     """
-    document = params.model_dump(mode="json")
+    document = params.model_dump(mode="json", include=set(Network.model_fields))
     conditional = document.pop("conditional")
     if conditional and not classes:
-        raise UserError("network.conditional needs labels: put the images in a folder per class, "
-                        "or name a CSV of name,label rows in dataset.labels")  # fmt: skip
+        raise UserError("conditional: true in networks needs labels: put the images in a folder "
+                        "per class, or name a CSV of name,label rows in dataset.labels")  # fmt: skip
     return {**document, "shape": list(shape), "classes": classes if conditional else 0}
 
 
@@ -79,7 +74,7 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
     halvings = 2 ** (len(network.multipliers) - 1)
     if h != w or h % halvings:
         raise UserError(
-            f"network.multipliers has {len(network.multipliers)} levels, so images must be square "
+            f"multipliers of the network has {len(network.multipliers)} levels, so images must be square "
             f"with sides a multiple of {halvings}; they are {h}x{w}"
         )
     with torch.random.fork_rng(devices=[]):
@@ -88,7 +83,7 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
             model = NETWORKS[network.arch](network, dropout)
         except ValueError as error:  # of torch's GroupNorm, or of attention
             raise UserError(
-                f"network.channels {network.channels} with multipliers {[*network.multipliers]} "
+                f"channels {network.channels} of the network with multipliers {[*network.multipliers]} "
                 f"makes no {network.arch}: {error}; take a multiple of 32"
             ) from None
     return PRECONDITIONINGS[network.precond](model, network)
@@ -133,11 +128,11 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
 
 def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
     """The flow of weights and a document that were read from ``path``, as :func:`load_flow`."""
-    about = loaded.about
-    arch = about.get("architecture")
+    metadata = loaded.metadata
+    arch = metadata.get("architecture")
     if not isinstance(arch, dict):
         raise UserError(f"{path} is not a model file (no architecture in its metadata)")
-    start = about.get("start", 1.0)
+    start = metadata.get("start", 1.0)
     if not isinstance(start, float | int) or not 0 < start <= 1:
         raise UserError(f"{path} starts at {start!r}; a flow starts at a time in (0, 1]")
     with torch.device("meta"):  # nothing is allocated for what the file does not hold
@@ -145,7 +140,7 @@ def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -
     checkpoint.load_into(net, loaded.tensors, str(path), assign=True)
     net.requires_grad_(False).eval()
     net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Flow(net, tuple(arch["shape"]), arch["classes"], flow_digest(loaded), about)
+    return Flow(net, tuple(arch["shape"]), arch["classes"], flow_digest(loaded), metadata)
 
 
 def flow_digest(loaded: checkpoint.Loaded) -> str:
@@ -154,27 +149,18 @@ def flow_digest(loaded: checkpoint.Loaded) -> str:
     Raises:
         UserError: if the architecture is not one of this version.
     """
-    return files.digest([described(architecture_of(loaded.about["architecture"])), loaded.weights])
+    return files.digest([described(architecture_of(loaded.metadata["architecture"])), loaded.weights])
 
 
-def described(section: Section) -> dict[str, Any]:
-    """What a section of params says beside its defaults, as JSON for an identity.
-
-    An option that stands at its default is left out, so that a new option changes no identity;
-    hence a default must never change (tests/unit/work/test_identity.py holds them all).
-    """
-    return section.model_dump(mode="json", exclude_defaults=True)
+def train_config(recipe: Recipe, seed: int) -> TrainConfig:
+    """The trainer's config of a recipe; ``seed`` is the training's own."""
+    shared = TrainConfig.__dataclass_fields__.keys() & Recipe.model_fields.keys()
+    return TrainConfig(seed=seed, **{name: getattr(recipe, name) for name in shared})
 
 
-def train_config(params: Training, seed: int) -> TrainConfig:
-    """The trainer's config of a training section; ``seed`` is the stage's own."""
-    shared = TrainConfig.__dataclass_fields__.keys() & type(params).model_fields.keys()
-    return TrainConfig(seed=seed, **{name: getattr(params, name) for name in shared})
+InverseCDF: TypeAlias = Callable[[Tensor], Tensor]
 
-
-Law: TypeAlias = Callable[[Tensor], Tensor]
-
-TIMES: Choices[Callable[[Times], Law]] = {
+TIMES: Choices[Callable[[Times], InverseCDF]] = {
     "u_shape": lambda p: partial(times.u_shape, a=p.a),
     "uniform": lambda p: times.uniform,
     "logit_normal": lambda p: partial(times.logit_normal, mean=p.mean, std=p.std),
@@ -185,15 +171,35 @@ DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
     "l2": lambda p: losses.l2,
     "l2_root": lambda p: losses.l2_root,
     "pseudo_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
-    "lpips_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
-    "lpips_huber_over_t": lambda p: partial(losses.pseudo_huber, c=p.c),
+}
+
+WEIGHTINGS: Choices[Callable[[Tensor], Tensor]] = {
+    "constant": losses.constant,
+    "over_t": losses.over_t,
+}
+
+COUPLINGS: Choices[Callable[[Recipe], Coupling]] = {  # of real images
+    "independent": lambda p: independent,
+}
+
+PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by their noise
+    "seeded": lambda seed, noise: seeded(seed),
+    "stored": lambda seed, noise: stored(_there(noise)),
 }
 
 
-def time_law(params: Times) -> Law:
+def time_distribution(params: Times) -> InverseCDF:
     """Maps uniform draws (B,) in (0, 1) to training times; random ones keep off 0 and 1."""
-    law = TIMES[params.law](params)
-    return law if params.law == "fixed" else lambda u: times.inside(law(u))
+    inverse = TIMES[params.distribution](params)
+    return inverse if params.distribution == "fixed" else lambda u: times.inside(inverse(u))
+
+
+def training_times(params: Times) -> Callable[[StepRNG], Tensor]:
+    """Draws the times (B,) of a training step."""
+    distribution = time_distribution(params)
+    if params.antithetic:
+        return lambda draws: distribution(draws.antithetic("t"))
+    return lambda draws: distribution(draws.uniform("t"))
 
 
 def distance(params: Loss) -> losses.Distance:
@@ -202,44 +208,33 @@ def distance(params: Loss) -> losses.Distance:
 
 
 def loss(
-    params: Training, coupling: Coupling, perceptual: losses.Distance | None = None
-) -> LossFunction:
-    """Flow matching on a coupling, with the params' times, distances and label dropout.
+    recipe: Recipe, coupling: Coupling, perceptual: losses.Distance | None = None
+) -> losses.LossFunction:
+    """Flow matching on a coupling, with the recipe's times, distances and label dropout.
 
     Args:
-        params: the training section.
+        recipe: how it is trained.
         coupling: gives (x, z, y).
-        perceptual: the distance of images that the params name, if they name one.
+        perceptual: the distance of images that the recipe names, if it names one.
     """
-    section = params.loss
-    term = "huber" if section.is_perceptual else section.name
-    seen = None
-    if section.is_perceptual:
-        assert perceptual is not None
-        over_t = section.name == "lpips_huber_over_t"
-        seen = losses.Perceptual(section.perceptual, perceptual, over_t)
+    params, seen = recipe.loss, None
+    if perceptual is not None:
+        weight = WEIGHTINGS[params.weighting]
+        seen = losses.PerceptualTerm(params.perceptual, perceptual, weight)
+    term = losses.Term(params.name, distance(params))
     return losses.flow_matching(
-        coupling, time_law(params.times), distance(section), term, params.label_dropout, seen,
-        params.times.antithetic,
-    )  # fmt: skip
+        coupling, training_times(recipe.times), term, recipe.label_dropout, seen
+    )
 
 
-def provenance_params(params: Params, section: Training) -> dict[str, Any]:
+def _there(noise: Tensor | None) -> Tensor:
+    assert noise is not None
+    return noise
+
+
+def provenance_params(params: Params, recipe: Recipe) -> dict[str, Any]:
     """What of the params goes into a model file: no paths, nothing that moves no bit."""
-    document = section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS)
     return {
         "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
-        "training": document,
+        "training": recipe.model_dump(mode="json", exclude=NOT_IN_WEIGHTS),
     }
-
-
-NOT_IN_WEIGHTS: Any = {
-    "log_every": True, "source": True, "checkpoint": True, "checkpoint_sha256": True,
-    "loss": {"vgg_path"},
-}  # fmt: skip
-
-
-def training_identity(section: Training) -> dict[str, Any]:
-    """What of a training section determines weights: as :func:`described`, without paths and
-    what moves no bit."""
-    return section.model_dump(mode="json", exclude=NOT_IN_WEIGHTS, exclude_defaults=True)

@@ -9,9 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
 from rfpp_core.errors import UserError, quoted
 
 MOST = 2**20  # bytes of a file; the largest preset has 4,000
@@ -30,16 +27,31 @@ def read(path: Path) -> Any:
         text = path.read_bytes()
         if len(text) > MOST:
             raise UserError(f"{path} has {len(text)} bytes; at most {MOST} are read")
-        return YAML(typ="safe", pure=True).load(text.decode("utf-8-sig"))
+        return parse(text.decode("utf-8-sig"), str(path))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8
+        raise UserError(f"{path} is not YAML: {quoted(' '.join(str(error).split()))}") from None
+
+
+def parse(text: str, where: str) -> Any:
+    """What a YAML document says.
+
+    Raises:
+        UserError: if it is not YAML.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
     except RecursionError:
-        raise UserError(f"{path} is not YAML that can be read: it is nested too deeply") from None
+        raise UserError(f"{where} is not YAML that can be read: it is nested too deeply") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise UserError(f"{path} is not YAML: {quoted(error.problem)}{where}") from None
+        at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"{where} is not YAML: {quoted(error.problem)}{at}") from None
     except (YAMLError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} is not YAML: {quoted(' '.join(str(error).split()))}") from None
+        raise UserError(f"{where} is not YAML: {quoted(' '.join(str(error).split()))}") from None

@@ -1,6 +1,6 @@
-"""Feature nets: uint8 images -> features, for the distances of ``metrics``.
+"""A classifier of the labels as feature net: uint8 images -> features for a Frechet distance.
 
-The classifier (docs/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and conv
+The network (docs/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and conv
 3x3 64->64 until at most 4 pixels a side are left, mean over 4 quadrants, linear 256->64 (the
 features), linear to the labels; ReLU after each but the last.  It is trained once on the training
 split, with shifts of a pixel.
@@ -9,23 +9,21 @@ split, with shifts of a pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rfpp_core.evaluation.extractors import part_of
 from rfpp_core.images.loader import batches
 from rfpp_core.images.pixels import to_float
 from rfpp_core.images.store import Images
-from rfpp_core.rng import Draws, subkey
+from rfpp_core.rng import StepRNG, subkey
 from rfpp_core.storage import optimizer
 
 DIM = 64
-PIXELS_SIDE = 8
 
 
 class Classifier(nn.Module):
@@ -78,19 +76,19 @@ class ClassifierTraining:
         weights = {f"net.{name}": t for name, t in self.net.state_dict().items()}
         return weights | optimizer.tensors_of(self.optimizer)
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The counters, as a JSON document."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return {"step": self.step, "rates": rates, "schedule": self.schedule.state_dict()}
 
-    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
         self.net.load_state_dict(optimizer.under("net.", tensors))
         optimizer.load(self.optimizer, tensors)
-        self.schedule.load_state_dict(about["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, about["rates"], strict=True):
+        self.schedule.load_state_dict(metadata["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, metadata["rates"], strict=True):
             group["lr"] = rate
-        self.step = int(about["step"])
+        self.step = int(metadata["step"])
 
 
 def train_classifier(
@@ -107,7 +105,7 @@ def train_classifier(
     while state.step < state.steps:
         x, _, y = next(source)
         assert y is not None
-        draws = Draws(subkey(seed, "classifier"), state.step, batch)
+        draws = StepRNG(subkey(seed, "classifier"), state.step, batch)
         x = shifted(x, draws.uniform("dx"), draws.uniform("dy"))
         state.optimizer.zero_grad()
         logits = state.net(x)
@@ -129,22 +127,6 @@ def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
     return padded[at, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
-def pooled_pixels(images: Tensor) -> Tensor:
-    """The images themselves, averaged down to at most 8x8: (B, C, H, W) uint8 -> (B, D)."""
-    x = to_float(images)
-    side = min(PIXELS_SIDE, x.shape[-1])
-    return F.adaptive_avg_pool2d(x, side).flatten(1)
-
-
-@torch.inference_mode()
-def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
-    """Features float32 (N, D) of uint8 images (N, C, H, W), in parts of bounded memory."""
-    parts = [
-        features(part).float().cpu() for part in torch.split(images, part_of(images.shape[2:]))
-    ]
-    return torch.cat(parts).numpy()
-
-
 @torch.inference_mode()
 def accuracy(net: nn.Module, data: Images) -> float:
     """Share of labels the classifier gets right."""
@@ -152,8 +134,3 @@ def accuracy(net: nn.Module, data: Images) -> float:
     parts = torch.split(images, part_of(images.shape[2:]))
     guess = torch.cat([net(to_float(part)).argmax(1) for part in parts])
     return float((guess == torch.from_numpy(data.labels)).double().mean())
-
-
-def part_of(sides: tuple[int, ...]) -> int:
-    """Images of these sides in one part: 1,000 of 8x8, and fewer of larger ones."""
-    return max(20, 64_000 // math.prod(sides))

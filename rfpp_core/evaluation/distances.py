@@ -1,4 +1,4 @@
-"""Distances between sets of images, and properties of a flow.
+"""Distances between sets of images, by their features.
 
 Features are float arrays (N, D) of whichever extractor; a Frechet distance is called FID only
 with Inception features.  The Frechet distance is computed in float64 from eigenvalues:
@@ -8,19 +8,13 @@ with Inception features.  The Frechet distance is computed in float64 from eigen
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from rfpp_core.model.path import Field
-from rfpp_core.sampling.solvers import trajectory
 
 Features = NDArray[np.float64]
-STRAIGHTNESS_STEPS, STRAIGHTNESS_BATCH = 100, 100
 DISTANCES = {  # what a Frechet distance is called by feature net: FID is Inception's alone
     "classifier": "fd_classifier",
     "inception": "fid",
@@ -113,50 +107,3 @@ def _share_inside(manifold: Features, points: Features, k: int) -> float:
     radius = torch.cat([found.values[:, -1] for found in near])
     inside = [(torch.cdist(rows, m) <= radius).any(1) for rows in torch.split(p, 1024)]
     return float(torch.cat(inside).double().mean())
-
-
-@torch.inference_mode()
-def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> float:
-    """Mean over elements and 100 uniform Euler steps of ``(velocity - chord)^2``.
-
-    The chord is ``z - x`` of the path's own ends (Liu et al., arXiv 2209.03003); 0 for a straight
-    flow.  The grid is fine whatever NFE is sold: at one step the measure is identically zero.
-    Paths begin at t = ``start`` from ``start z``.
-    """
-    grid = torch.linspace(start, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
-    total = 0.0
-    for part in range(0, len(z), STRAIGHTNESS_BATCH):
-        here = slice(part, part + STRAIGHTNESS_BATCH)
-        label = None if y is None else y[here]
-        states = list(trajectory(field, start * z[here], grid, "euler", "full", label))
-        chord = (states[0] - states[-1]) / start
-        velocities = ((a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states))
-        total += math.fsum(float((v - chord).square().sum()) for v in velocities)
-    return total / STRAIGHTNESS_STEPS / z.numel()
-
-
-class Inversion(NamedTuple):
-    """Real images sent to noise and back, and how far their noise is from the prior's.
-
-    ``norm2`` is the mean over images of ``||z||^2 / d`` (1 for the prior) and ``norm2_std`` its
-    deviation (``sqrt(2 / d)``), ``correlation`` that of horizontal and vertical neighbours (0).
-    """
-
-    round_trip: float  # mean square error of image -> noise -> image
-    norm2: float
-    norm2_std: float
-    correlation: float
-
-
-def inversion(x: Tensor, z: Tensor, back: Tensor) -> Inversion:
-    """Of images (B, C, H, W), their noises and the images those decode to (RF++, fig. 5)."""
-    z = z.double()
-    norm2 = z.flatten(1).square().mean(1)
-    across, down = z[..., :-1] * z[..., 1:], z[..., :-1, :] * z[..., 1:, :]
-    correlation = torch.cat((across.flatten(), down.flatten())).mean() / norm2.mean()
-    return Inversion(
-        float((back - x).square().mean()),
-        float(norm2.mean()),
-        float(norm2.std()),
-        float(correlation),
-    )

@@ -19,7 +19,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]  # shape and type of each arr
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Buffers:
     """Makes the arrays of a set.
 
     ``folder`` is where files go if the arrays take more than ``limit`` bytes; one process fills
@@ -49,7 +49,7 @@ class Shelf:
         return arrays, self.fills
 
 
-MEMORY = Shelf(Path(), math.inf)
+MEMORY = Buffers(Path(), math.inf)
 
 
 def in_memory(layout: Layout) -> dict[str, NDArray[Any]]:

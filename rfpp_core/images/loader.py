@@ -8,6 +8,7 @@ dropped.  Images stay uint8 until they are on the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,15 @@ from torch import Tensor
 from rfpp_core.errors import UserError
 from rfpp_core.images.pixels import to_float
 from rfpp_core.rng import permutation
-from rfpp_core.training.couplings import Batch
-from rfpp_core.training.distributed import Rank
+from rfpp_core.runtime import Rank
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W) in [-1, 1], their positions in the set (B,), labels (B,) or None."""
+
+    x: Tensor
+    position: Tensor
+    y: Tensor | None
 
 
 def place(images: Tensor, device: torch.device) -> Tensor:

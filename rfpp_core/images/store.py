@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from rfpp_core.errors import Damaged, UserError, quoted
-from rfpp_core.images.buffers import MEMORY, Shelf, flush
+from rfpp_core.errors import Corrupted, UserError, quoted
+from rfpp_core.images.buffers import MEMORY, Buffers, flush
 from rfpp_core.images.decode import CorruptImage, Pixels
 from rfpp_core.images.sources import Source
 from rfpp_core.storage.zarr_arrays import create_array, open_group
@@ -31,7 +31,7 @@ class Images(NamedTuple):
     labels: NDArray[np.integer[Any]]
 
 
-def about(path: Path) -> dict[str, Any]:
+def metadata(path: Path) -> dict[str, Any]:
     """The attributes of an image store: name, shape, classes, digests of it and its splits.
 
     Raises:
@@ -70,10 +70,10 @@ def as_source(path: Path) -> Source:
     together = np.concatenate(given)
     keys = [str(i) for i in range(len(together))]
     held_out = np.arange(len(together)) >= n
-    return Source(keys, together, about(path)["class_names"], load, held_out)
+    return Source(keys, together, metadata(path)["class_names"], load, held_out)
 
 
-def read(path: Path, part: Split, shelf: Shelf = MEMORY) -> Images:
+def read(path: Path, part: Split, buffers: Buffers = MEMORY) -> Images:
     """One split of an image store, whole; in memory, or where a shelf says.
 
     Raises:
@@ -82,15 +82,15 @@ def read(path: Path, part: Split, shelf: Shelf = MEMORY) -> Images:
     group: Any = open_group(path, "dvc repro prepare")[part]
     names = Images._fields
     layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
-    arrays, empty = shelf.arrays(layout)
+    arrays, empty = buffers.arrays(layout)
     if empty:
         n, size = len(arrays["images"]), group["images"].chunks[0]
         for start in range(0, n, size):
             here = slice(start, start + size)
             for name, values in read_some(path, part, here)._asdict().items():
                 arrays[name][here] = values
-        if about(path).get("splits", {}).get(part) != _digest(arrays["images"], arrays["labels"]):
-            raise _damaged(path, part, "it is not what was written")
+        if metadata(path).get("splits", {}).get(part) != _digest(arrays["images"], arrays["labels"]):
+            raise _corrupted(path, part, "it is not what was written")
         flush(arrays)
     return Images(**arrays)
 
@@ -108,16 +108,16 @@ def read_some(path: Path, part: Split, span: slice) -> Images:
     names = [*(f"images/c/{k}/0/0/0" for k in shards), "labels/c/0"]
     for file in (path / part / name for name in names):
         if not file.exists() or not file.stat().st_size:  # zarr reads silent zeros
-            raise _damaged(path, part, f"{file} is missing or empty")
+            raise _corrupted(path, part, f"{file} is missing or empty")
     try:
         return Images(images[span], labels[span])
     except (ValueError, RuntimeError) as error:
-        raise _damaged(path, part, str(error)) from None
+        raise _corrupted(path, part, str(error)) from None
 
 
-def _damaged(path: Path, part: Split, why: str) -> Damaged:
+def _corrupted(path: Path, part: Split, why: str) -> Corrupted:
     files = (file for file in (path / part).rglob("*") if file.is_file())
-    return Damaged(f"{path} is damaged in the split {part} ({why}); `dvc repro prepare` makes it "
+    return Corrupted(f"{path} is damaged in the split {part} ({why}); `dvc repro prepare` makes it "
                    f"again", *files)  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def write(
     held_out: NDArray[np.bool_],
     skip_corrupt: bool = False,
     watch: Callable[[list[int]], Iterable[int]] = iter,
-    **about: Any,
+    **metadata: Any,
 ) -> list[str]:
     """Decodes a source into an image store, a chunk in memory at a time.
 
@@ -176,7 +176,7 @@ def write(
     if corrupt and not (skip_corrupt and len(splits) == 2):
         _refuse(corrupt, skip_corrupt)
     group.attrs["rfpp"] = {
-        **about,
+        **metadata,
         "shape": list(shape),
         "classes": len(source.classes),
         "class_names": list(source.classes),

@@ -15,7 +15,8 @@ import torch
 from pydantic import ValidationError
 
 from rfpp_core.config import build
-from rfpp_core.config.params import Network, explained
+from rfpp_core.config.network import Network
+from rfpp_core.config.params import explained
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.interop import foreign
 from rfpp_core.storage import checkpoint
@@ -62,7 +63,7 @@ def convert(
             f"{source} is preconditioned as {quoted(kind)}, sigma_data {quoted(sigma_data)}; only "
             f"EDMPrecond with 0.5 is read (NVlabs' edm-*.pkl, not baseline-*.pkl)"
         )
-    ours = checkpoint.metadata(source, found.tensors) if found.kind == "safetensors" else {}
+    ours = checkpoint.stated_metadata(source, found.tensors) if found.kind == "safetensors" else {}
     shapes = found.shapes
     if arch is None:
         arch = ours.get("architecture") or infer(shapes, str(source))
@@ -75,7 +76,7 @@ def convert(
     if kind is None and not ours and arch.get("precond") == "edm":
         say(BARE)
     start, inherited = _stated(ours, start, source)
-    about = {
+    metadata = {
         "architecture": dict(arch),
         "start": start,
         "provenance": {
@@ -86,8 +87,8 @@ def convert(
         },
     }
     ordered = checkpoint.Ordered(found.tensors, list(want), dtype=torch.float32)
-    foreign.write_safetensors(target, ordered, checkpoint.metadata_of(ordered, about))
-    return about
+    foreign.write_safetensors(target, ordered, checkpoint.metadata_of(ordered, metadata))
+    return metadata
 
 
 def _stated(ours: Mapping[str, Any], start: float, source: Path) -> tuple[float, int]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rfpp_core.errors import UserError
-from rfpp_core.sampling.sampler import Flow, Guided, Recipe
-from rfpp_core.sampling.solvers import ADAPTIVE, solve
+from rfpp_core.sampling.flow import Flow
+from rfpp_core.sampling.sampler import Guided, SamplerConfig
+from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
+from rfpp_core.sampling.solvers import solve
 from rfpp_core.storage import files
 
 OPSET = 18
@@ -21,23 +23,23 @@ OPSET = 18
 class Generator(nn.Module):
     """Images (B, C, H, W), about in [-1, 1], of noise of that shape and labels int64 (B,)."""
 
-    def __init__(self, flow: Flow, recipe: Recipe) -> None:
+    def __init__(self, flow: Flow, sampler: SamplerConfig) -> None:
         super().__init__()
-        self.field, self.recipe, self.start = flow.field, recipe, flow.start
-        self.grid, self.last = recipe.plan(flow.start)
+        self.field, self.sampler, self.start = flow.field, sampler, flow.start
+        self.grid, self.last = sampler.plan(flow.start)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        field = Guided(self.field, self.recipe.guidance)
+        field = Guided(self.field, self.sampler.guidance)
         z = noise if self.start == 1 else self.start * noise
-        return solve(field, z, self.grid, self.recipe.solver, self.last, label).x
+        return solve(field, z, self.grid, self.sampler.solver, self.last, label).x
 
 
-def export(flow: Flow, recipe: Recipe, path: Path) -> float:
+def export(flow: Flow, sampler: SamplerConfig, path: Path) -> float:
     """Writes the generator to a ``.onnx`` file, or a ``.pt2`` of ``torch.export``.
 
     Args:
         flow: on the CPU.
-        recipe: solver, NFE and grid, which are baked in.
+        sampler: solver, NFE and grid, which are baked in.
         path: where to; the batch size stays free.
 
     Returns:
@@ -46,12 +48,12 @@ def export(flow: Flow, recipe: Recipe, path: Path) -> float:
     Raises:
         UserError: if the suffix is another, the solver is adaptive, or packages are missing.
     """
-    if recipe.solver in (ADAPTIVE, "edm-heun"):  # no fixed graph; a state in float64
-        raise UserError(f"{recipe.solver} is not exported; take euler, midpoint, heun or anchored")
+    if sampler.solver == ADAPTIVE or properties_of(sampler.solver).float64:  # no graph of float32
+        raise UserError(f"{sampler.solver} is not exported; take euler, midpoint, heun or anchored")
     writers = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(writers)}")
-    generator = Generator(flow, recipe).eval()
+    generator = Generator(flow, sampler).eval()
     noise = torch.randn(3, *flow.shape, generator=torch.Generator().manual_seed(0))
     given = (noise, torch.arange(3) % flow.classes) if flow.classes else (noise,)
     with torch.no_grad():
@@ -90,7 +92,7 @@ def _onnx(program: Any, given: tuple[Tensor, ...], path: Path, flow: Flow) -> Ru
         program, given, input_names=names, output_names=["images"], opset_version=OPSET,
         dynamo=True, verbose=False,
     )  # fmt: skip
-    made.model.metadata_props["rfpp"] = files.canonical({"flow": flow.digest, **flow.about})
+    made.model.metadata_props["rfpp"] = files.canonical({"flow": flow.digest, **flow.metadata})
     files.write_atomic(path, lambda part: made.save(str(part)))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

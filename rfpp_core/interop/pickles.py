@@ -213,10 +213,10 @@ def legacy(cursor: Cursor) -> Any:
                     return found
         refuse("a storage of unknown make")
 
-    magic, version, about = (Machine(cursor, set()).load() for _ in range(3))
+    magic, version, metadata = (Machine(cursor, set()).load() for _ in range(3))
     if magic != torch.serialization.MAGIC_NUMBER or version != LEGACY_VERSION:
         raise UserError("is no file of torch.save that is known here; save a state dict")
-    if type(about) is not dict or about.get("little_endian") is not True:
+    if type(metadata) is not dict or metadata.get("little_endian") is not True:
         raise UserError("was saved on a machine of other byte order; save it on this one")
     found = Machine(cursor, STATE_NAMES, persist).load()
     for key in Machine(cursor, set()).load():

@@ -1,0 +1,1 @@
+"""The path between data and noise, preconditioning, and networks.  Imports nothing of the project but ``errors``."""

@@ -44,6 +44,6 @@ def drop_bad(store: Path) -> list[int]:
     """Removes markers that are none, so that their shards are made again; which."""
     bad = [(k, name) for k, name in sorted(there(store).items()) if read(name) is None]
     for _, name in bad:
-        files.distrust(name)
+        files.make_writable(name)
         name.unlink()
     return [k for k, _ in bad]

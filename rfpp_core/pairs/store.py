@@ -27,8 +27,8 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from rfpp_core.errors import Damaged, UserError
-from rfpp_core.images.buffers import MEMORY, Shelf, flush
+from rfpp_core.errors import Corrupted, UserError
+from rfpp_core.images.buffers import MEMORY, Buffers, flush
 from rfpp_core.pairs import markers
 from rfpp_core.pairs.noise_check import NoiseCheck
 from rfpp_core.pairs.spec import FREE, Pairs, PairSpec, noise_digest
@@ -134,11 +134,11 @@ class PairStore:
         path = self._marker_path(shard)
         marker = markers.read(path)
         if marker is None:
-            raise Damaged(f"{path} is damaged; `dvc repro` makes its shard again", path)
+            raise Corrupted(f"{path} is damaged; `dvc repro` makes its shard again", path)
         return marker
 
     def commit(
-        self, shard: int, pairs: Pairs, first: NDArray[np.float32] | None = None, **about: Any
+        self, shard: int, pairs: Pairs, first: NDArray[np.float32] | None = None, **metadata: Any
     ) -> None:
         """Writes one whole shard durably, then its marker; a committed one is left as it is.
 
@@ -172,7 +172,7 @@ class PairStore:
             for folder in list(path.relative_to(self.path).parents):
                 files.sync(self.path / folder)
         marker = {
-            **about,
+            **metadata,
             "shard": shard,
             "start": start,
             "stop": stop,
@@ -195,8 +195,8 @@ class PairStore:
         try:
             found = [array[start:stop] for array in arrays]
         except (ValueError, RuntimeError) as error:
-            damaged = next((k for k in shards if self.damage(k)), shards[0])
-            raise self.damaged(damaged, str(error)) from None
+            corrupted = next((k for k in shards if self.corruption(k)), shards[0])
+            raise self.corrupted(corrupted, str(error)) from None
         return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
 
     def each_shard(self) -> Iterator[tuple[int, Pairs]]:
@@ -209,19 +209,19 @@ class PairStore:
         for k in range(self.shards):
             pairs = self.read(*self.span(k))
             if pairs.digest != self.marker(k)["pairs_sha256"]:
-                raise self.damaged(k, "it is not what was committed")
+                raise self.corrupted(k, "it is not what was committed")
             yield k, pairs
 
-    def damaged(self, k: int, why: str) -> Damaged:
+    def corrupted(self, k: int, why: str) -> Corrupted:
         """The error of a damaged shard."""
-        return Damaged(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
+        return Corrupted(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
                        *self.shard_files(k), self._marker_path(k))  # fmt: skip
 
-    def read_all(self, shelf: Shelf = MEMORY) -> Pairs:
+    def read_all(self, buffers: Buffers = MEMORY) -> Pairs:
         """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
         layout = {name: ((self.n, *tail), dtype)
                   for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
-        arrays, empty = shelf.arrays(layout)
+        arrays, empty = buffers.arrays(layout)
         if empty:
             for k, pairs in self.each_shard():
                 for name, part in pairs._asdict().items():
@@ -248,7 +248,7 @@ class PairStore:
             sha.update(self.marker(k)["pairs_sha256"].encode())
         return sha.hexdigest()
 
-    def damage(self, k: int) -> str | None:
+    def corruption(self, k: int) -> str | None:
         """What is wrong with a committed shard's files, by their digests; None if nothing is."""
         marker = self.marker(k)
         names = {str(path.relative_to(self.path)) for path in self.shard_files(k)}
@@ -265,7 +265,7 @@ class PairStore:
     def forget(self, k: int) -> None:
         """Removes a shard's marker, so that it is made again."""
         for file in self.shard_files(k):
-            files.distrust(file)
+            files.make_writable(file)
         self._marker_path(k).unlink()
         files.sync(self.path / "commits")
 
@@ -297,7 +297,7 @@ class PairStore:
     def wrong_with(self, k: int) -> list[str]:
         """What is wrong with a committed shard's files and content."""
         try:
-            if wrong := self.damage(k):
+            if wrong := self.corruption(k):
                 return [f"shard {k}: {wrong}"]
             if self.read(*self.span(k)).digest != self.marker(k)["pairs_sha256"]:
                 return [f"shard {k}: its pairs are not those committed"]
@@ -319,7 +319,7 @@ class PairStore:
         if lost := sorted(set(range(other.shards)) - set(self.committed())):
             raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
         for k in range(other.shards):
-            if wrong := self.damage(k):
+            if wrong := self.corruption(k):
                 raise UserError(f"{self.path}: shard {k}: {wrong}; run `dvc repro` again")
             for path in (*self.shard_files(k), self._marker_path(k)):
                 files.link(path, building / path.relative_to(self.path))
@@ -341,7 +341,7 @@ class PairStore:
         return self.path / "commits" / f"{shard:06d}.json"
 
 
-def mend(path: Path, spec: PairSpec, n: int) -> None:
+def rebuild_metadata(path: Path, spec: PairSpec, n: int) -> None:
     """Writes a store's metadata anew, which is a function of spec and n; shards stay."""
     building = path.with_name(f".{path.name}.mended")
     shutil.rmtree(building, ignore_errors=True)

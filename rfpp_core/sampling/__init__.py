@@ -1,0 +1,1 @@
+"""Sampling: solvers, grids, samplers, and a trained flow.  May import ``model`` and ``rng``."""

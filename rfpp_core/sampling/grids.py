@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from rfpp_core.choices import Choices
 from rfpp_core.model.path import t_of_sigma
 
 
@@ -50,3 +51,6 @@ def custom(times: Sequence[float]) -> Tensor:
 def _at_least_one(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"a grid needs at least 1 step; got {steps}")
+
+
+GRIDS: Choices[Callable[[int], Tensor]] = {"uniform": uniform, "karras": karras}  # by steps

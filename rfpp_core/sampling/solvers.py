@@ -20,17 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rfpp_core.choices import Choices
 from rfpp_core.model.path import Field, interpolate, x_hat, z_hat
+from rfpp_core.sampling.solver_table import Last, properties_of
 
-Last = Literal["full", "euler"]
 Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
-SOLVERS = ("euler", "heun", "midpoint", "anchored", "anchored-heun", "edm-heun")
-ADAPTIVE = "rk45"  # chooses its own evaluations, so it has no NFE to be asked for
 
 
 class Solution(NamedTuple):
@@ -116,13 +115,12 @@ def trajectory(
         field: the velocity field.
         x: state at ``grid[0]``, (B, *).
         grid: times (N + 1,), monotone; increasing times integrate towards noise.
-        solver: one of ``SOLVERS``, or ``rk2:<delta>``.
+        solver: its name (``solver_table``).
         last: ``"euler"`` drops the second stage of the last step, as EDM does: 2N - 1 evaluations.
         y: labels (B,) or None.
     """
     times = grid.to(device=x.device, dtype=torch.float64)
-    # a flow that starts at t < 1 starts from t z
-    step, final = steps_of(solver, x / times[0].to(x) if solver.startswith("anchored") else x)
+    step, final = rules_of(solver, x / times[0].to(x))  # a start at t < 1 is t z
     yield x
     for i, (t, s) in enumerate(pairwise(times)):
         rule = final if last == "euler" and i == len(times) - 2 else step
@@ -176,47 +174,26 @@ def adaptive(
     return Solution(end, counted.calls)
 
 
-def steps_of(solver: str, x: Tensor) -> tuple[Step, Step]:
-    """The rule of a named solver and the one-evaluation rule for its last step.
+# By name: the rule of a step, and the rule of one evaluation for a last step that is cut, both
+# from the initial noise (B, *), which the anchored update goes back to.
+RULES: Choices[Callable[[Tensor], tuple[Step, Step]]] = {
+    "euler": lambda z: (euler, euler),
+    "heun": lambda z: (rk2(1.0), euler),
+    "midpoint": lambda z: (rk2(0.5), euler),
+    "anchored": lambda z: (anchored(z), anchored(z)),
+    "anchored-heun": lambda z: (anchored(z, heun=True), anchored(z)),
+    "edm-heun": lambda z: (edm(), edm(heun=False)),
+}
 
-    ``x`` is the initial noise, which the anchored update goes back to.
+
+def rules_of(solver: str, z: Tensor) -> tuple[Step, Step]:
+    """The rules of a named solver, from the initial noise z.
 
     Raises:
         ValueError: naming the solvers there are.
     """
-    match solver:
-        case "euler":
-            return euler, euler
-        case "heun":
-            return rk2(1.0), euler
-        case "midpoint":
-            return rk2(0.5), euler
-        case "anchored":
-            return anchored(x), anchored(x)
-        case "anchored-heun":
-            return anchored(x, heun=True), anchored(x)
-        case "edm-heun":
-            return edm(), edm(heun=False)
-    if solver.startswith("rk2:"):
-        return rk2(float(solver[4:])), euler
-    raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)}, "
-                     f"rk2:<delta> and, where no NFE is asked for, {ADAPTIVE}")  # fmt: skip
-
-
-def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
-    """How many steps spend exactly ``nfe`` evaluations, and whether the last one is cut.
-
-    A two-stage solver takes an odd NFE as 2N - 1 with the last step cut, an even one as 2N.
-
-    Raises:
-        ValueError: if ``nfe`` is below 1 or there is no such solver.
-    """
-    steps_of(solver, torch.empty(0))
-    if nfe < 1:
-        raise ValueError(f"nfe must be at least 1; got {nfe}")
-    if solver in ("euler", "anchored"):
-        return nfe, "full"
-    return (nfe + 1) // 2, "euler" if nfe % 2 else "full"
+    properties_of(solver)
+    return RULES[solver](z) if solver in RULES else (rk2(float(solver[4:])), euler)
 
 
 def _batch(t: Tensor, x: Tensor) -> Tensor:

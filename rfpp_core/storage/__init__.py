@@ -1,0 +1,3 @@
+"""Files: atomic writes, digests, locks, checkpoints, Zarr arrays, downloads.  Knows no other
+package but ``errors``.
+"""

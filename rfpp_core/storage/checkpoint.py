@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rfpp_core.errors import Damaged, UserError, quoted
+from rfpp_core.errors import Corrupted, UserError, quoted
 from rfpp_core.storage import files
 
 KEY, DIGEST = "rfpp", "sha256"
@@ -33,21 +33,21 @@ class Loaded(NamedTuple):
     """Tensors by name, the metadata document of a file, and the digest of its tensors."""
 
     tensors: dict[str, Tensor]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     weights: str
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON document to one safetensors file, durably and at once."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    meta = metadata_of(plain, about)
+    meta = metadata_of(plain, metadata)
     files.write_atomic(path, lambda part: save_file(plain, part, metadata=meta))
 
 
-def metadata_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a file of these tensors and this document."""
-    sha256 = files.digest([about, digest(tensors)])
-    return {KEY: files.canonical({**about, DIGEST: sha256})}
+    sha256 = files.digest([metadata, digest(tensors)])
+    return {KEY: files.canonical({**metadata, DIGEST: sha256})}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -69,35 +69,35 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about, stated = _document(file)
+            metadata, stated = _document(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = digest(tensors)
-        whole = stated == files.digest([about, weights])
+        whole = stated == files.digest([metadata, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is not a readable safetensors file: {error}", path) from None
-    if about is None:
+        raise Corrupted(f"{path} is not a readable safetensors file: {error}", path) from None
+    if metadata is None:
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
     if stated is None:
         raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
                         f"converts a model, `{made_by}` makes it again")  # fmt: skip
     if not whole:
-        raise Damaged(f"{path} is damaged: it is not what was written; `{made_by}` makes it "
+        raise Corrupted(f"{path} is damaged: it is not what was written; `{made_by}` makes it "
                       f"again", path)  # fmt: skip
-    return Loaded(tensors, about, weights)
+    return Loaded(tensors, metadata, weights)
 
 
 def _document(file: Any) -> tuple[dict[str, Any] | None, Any]:
     """The document of an open safetensors file, or None, and the digest that it states."""
-    about = json.loads((file.metadata() or {}).get(KEY, "null"))
-    if not isinstance(about, dict):
+    metadata = json.loads((file.metadata() or {}).get(KEY, "null"))
+    if not isinstance(metadata, dict):
         return None, None
-    stated = about.pop(DIGEST, None)
-    return about, stated
+    stated = metadata.pop(DIGEST, None)
+    return metadata, stated
 
 
-def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def stated_metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The document of a safetensors file of this project; empty for another's.
 
     Raises:
@@ -105,15 +105,15 @@ def metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about, stated = _document(file)
-        if about is None:
+            metadata, stated = _document(file)
+        if metadata is None:
             return {}
-        whole = stated in (None, files.digest([about, digest(tensors)]))
+        whole = stated in (None, files.digest([metadata, digest(tensors)]))
     except (ValueError, RecursionError):
-        whole, about = False, {}
+        whole, metadata = False, {}
     if not whole:
-        raise Damaged(f"{path} is damaged: it is not what was written", path)
-    return about
+        raise Corrupted(f"{path} is damaged: it is not what was written", path)
+    return metadata
 
 
 def load_into(
@@ -166,14 +166,14 @@ class Ordered(Mapping[str, Tensor]):
 
 
 def save_state(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: int = 2
+    folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int = 2
 ) -> None:
     """Writes the training state of a step and its marker; keeps the newest ``keep`` up to it.
 
     States of later steps, which a longer training left, stay.
     """
     path = folder / f"state-{step:09d}.safetensors"
-    save(path, tensors, about)
+    save(path, tensors, metadata)
     marker = files.canonical({"sha256": files.sha256(path), "step": step})
     files.write_atomic(path.with_suffix(".json"), lambda part: part.write_text(marker))
     until = [p for p in sorted(folder.glob("state-*.safetensors")) if p.stem <= path.stem]

@@ -1,12 +1,15 @@
-"""Durable files: whole or not there, also after a power cut."""
+"""Durable files, complete or not there, also after a power cut; digests; locks."""
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ def replace_tree(building: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def distrust(path: Path) -> None:
+def make_writable(path: Path) -> None:
     """Makes a damaged file writable.
 
     DVC takes a read-only file for the one it linked from its cache, and would link the damaged one
@@ -83,3 +86,60 @@ def digest(document: Any) -> str:
 def canonical(document: Any) -> str:
     """Canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows that share their keys."""
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomic(path, write)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON document for people to read."""
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    write_atomic(path, lambda part: part.write_text(text))
+
+
+def publish(source: Path, target: Path) -> None:
+    """Links (else copies) a finished file into place by a rename; the source stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        left.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    link(source, part)
+    os.replace(part, target)
+
+
+@contextmanager
+def locked(path: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds an flock, which the kernel frees however its holder dies; waits for a busy one, and
+    says so."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            say(f"{what} is busy in process {lock.read().strip() or '?'}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def unless_busy(path: Path) -> Iterator[bool]:
+    """Whether an flock could be had at once; if so it is held."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from rfpp_core.errors import Damaged, UserError
+from rfpp_core.errors import Corrupted, UserError
 
 MOST, LARGEST = 10**6, 2**30  # shards of an array; bytes of one, and of its noise in float32
 
@@ -52,7 +52,7 @@ def open_group(path: Path, made_by: str) -> zarr.Group:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path} is not a readable Zarr group: {error}; `{made_by}` makes it again",
+        raise Corrupted(f"{path} is not a readable Zarr group: {error}; `{made_by}` makes it again",
                       path / "zarr.json") from None  # fmt: skip
 
 
@@ -81,11 +81,11 @@ def check_array(
         have, want = found.metadata.to_dict(), _metadata(tail, dtype, chunk, shard)
     except Exception as error:  # whatever zarr raises at foreign metadata
         line = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise Damaged(f"{path}: array {name} is not readable: {line}; {again}", file) from None
+        raise Corrupted(f"{path}: array {name} is not readable: {line}; {again}", file) from None
     wrong = [key for key in want if key != "shape" and have.get(key) != want[key]]
     check_shard(tail, shard or chunk)
     if wrong or found.shape[1:] != tail or not 0 < n <= MOST * (shard or chunk):
-        raise Damaged(f"{path}: array {name} is not one of this project's "
+        raise Corrupted(f"{path}: array {name} is not one of this project's "
                       f"({', '.join(wrong) or 'shape'}); {again}", file)  # fmt: skip
     return n
 

@@ -7,35 +7,20 @@ here does anything.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from rfpp_core.runtime import Rank, process_rank
+
 PATIENCE = timedelta(days=7)  # the others wait while the first holds out for a lock
-
-
-class Rank(NamedTuple):
-    """Which process this is, of how many."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def here() -> Rank:
-    """This process's place."""
-    return Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @contextmanager
@@ -45,7 +30,7 @@ def group(device: torch.device) -> Iterator[Rank]:
     After an error they are not left in order: that could wait for those that wait for this one,
     and would make their errors the first to be seen.
     """
-    rank = here()
+    rank = process_rank()
     if rank.world == 1:
         yield rank
         return
@@ -58,7 +43,7 @@ def group(device: torch.device) -> Iterator[Rank]:
 
 def tell(value: Any) -> Any:
     """The first process's ``value``, for all."""
-    if here().world == 1:
+    if process_rank().world == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)
@@ -67,13 +52,13 @@ def tell(value: Any) -> Any:
 
 def wait() -> None:
     """Until all processes are here."""
-    if here().world > 1:
+    if process_rank().world > 1:
         dist.barrier()
 
 
 def mean(value: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
-    rank = here()
+    rank = process_rank()
     if rank.world > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -83,7 +68,7 @@ def mean(value: Tensor) -> Tensor:
 
 def parallel(net: nn.Module, device: torch.device) -> nn.Module:
     """The network with gradients averaged over the processes."""
-    if here().world == 1:
+    if process_rank().world == 1:
         return net
     ids = [device] if device.type == "cuda" else None
     with warnings.catch_warnings():  # newer torch has another name for the last argument

@@ -1,7 +1,10 @@
-"""What is minimised: distances of a velocity to its target, and flow matching on a coupling.
+"""What is minimised: a distance of velocities, a perceptual term, and how the two are weighted.
 
 Distances take tensors (B, *) and return (B,), divided by d, the number of values in a sample, as
 in the published runs of RF++ (arXiv 2405.20320; the division is in the code, not in the paper).
+
+    loss = distance(v, z - x)                                       without a perceptual term
+    loss = (1 - t) distance(v, z - x) + w(t) perceptual(x_hat, x)   with one, w(t) = 1 or 1 / t
 """
 
 from __future__ import annotations
@@ -12,24 +15,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import interpolate, velocity, x_hat
-from rfpp_core.rng import Draws
-from rfpp_core.training.couplings import Batch, Coupling
+from rfpp_core.rng import StepRNG
+from rfpp_core.training.couplings import Coupling
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-Loss = Callable[[nn.Module, Batch, int, Draws], dict[str, Tensor]]
-
-
-class Perceptual(NamedTuple):
-    """A distance of images (B, C, H, W) in [-1, 1], and whether the loss divides it by t."""
-
-    name: str
-    distance: Distance
-    over_t: bool
-
+# (net, batch, step, draws) -> named per-sample terms (B,), whose mean sum is minimised
+LossFunction = Callable[[nn.Module, Batch, int, StepRNG], dict[str, Tensor]]
 
 EPS = 1e-20  # inside the root: the gradient of a root at 0 is infinite
 HUBER_C = 0.00054  # times d, not sqrt(d): what the published RF++ runs used
+
+
+class Term(NamedTuple):
+    """A distance and the name of its column in the loss curve."""
+
+    name: str
+    distance: Distance
+
+
+class PerceptualTerm(NamedTuple):
+    """A distance of images (B, C, H, W) in [-1, 1], and its weight as a function of t (B,)."""
+
+    name: str
+    distance: Distance
+    weight: Callable[[Tensor], Tensor]
 
 
 def l2(v: Tensor, target: Tensor) -> Tensor:
@@ -49,33 +60,40 @@ def pseudo_huber(v: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
     return ((error.square().sum(1) + (c * d) ** 2).sqrt() - c * d) / d
 
 
+def constant(t: Tensor) -> Tensor:
+    """Weight 1: LPIPS-Huber of RF++."""
+    return torch.ones_like(t)
+
+
+def over_t(t: Tensor) -> Tensor:
+    """Weight 1 / t: LPIPS-Huber-1/t of RF++."""
+    return 1 / t
+
+
 def flow_matching(
     coupling: Coupling,
-    law: Callable[[Tensor], Tensor],
-    distance: Distance,
-    name: str,
+    times: Callable[[StepRNG], Tensor],
+    velocity_term: Term,
     label_dropout: float = 0.0,
-    perceptual: Perceptual | None = None,
-    antithetic: bool = False,
-) -> Loss:
-    """``distance(net(x_t, t, y), z - x)`` at a random time of each couple (arXiv 2209.03003).
+    perceptual: PerceptualTerm | None = None,
+) -> LossFunction:
+    """``distance(net(x_t, t, y), z - x)`` at a random time of each pair (arXiv 2209.03003).
 
-    With a perceptual term ``(1 - t) distance + perceptual(x_hat, x)``, or ``/ t``: LPIPS-Huber and
+    With a perceptual term ``(1 - t) distance + w(t) perceptual(x_hat, x)``: LPIPS-Huber and
     LPIPS-Huber-1/t of RF++ (arXiv 2405.20320, sec. 4.2); x_hat is not clamped.
 
     Args:
         coupling: gives (x, z, y).
-        law: maps uniform draws (B,) in (0, 1) to times.
-        distance: one of the above.
-        name: what to call the term.
+        times: draws training times (B,) of a step.
+        velocity_term: one of the distances above.
         label_dropout: share of labels replaced by -1, "no label".
-        perceptual: a distance of images, and whether it is divided by t.
-        antithetic: whether times come with their mirror images (:meth:`Draws.antithetic`).
+        perceptual: a distance of images and its weight.
     """
+    name, distance = velocity_term
 
-    def loss(net: nn.Module, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
+    def loss(net: nn.Module, batch: Batch, step: int, draws: StepRNG) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
-        t = law(draws.antithetic("t") if antithetic else draws.uniform("t")).to(x.dtype)
+        t = times(draws).to(x.dtype)
         if y is not None and label_dropout:
             dropped = draws.uniform("label dropout") < label_dropout
             y = torch.where(dropped, torch.full_like(y, -1), y)
@@ -85,6 +103,6 @@ def flow_matching(
         if perceptual is None:
             return {name: term}
         seen = perceptual.distance(x_hat(x_t, v, t), x)
-        return {name: (1 - t) * term, perceptual.name: seen / t if perceptual.over_t else seen}
+        return {name: (1 - t) * term, perceptual.name: perceptual.weight(t) * seen}
 
     return loss

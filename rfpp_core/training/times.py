@@ -1,4 +1,4 @@
-"""Laws of the training time t, as inverse distribution functions of a uniform draw u in (0, 1).
+"""Distributions of the training time t, as inverse CDFs of a uniform draw u in (0, 1).
 
 The U-shape of RF++ (arXiv 2405.20320, sec. 4.1; density a cosh(a (t - 1/2)) / (2 sinh(a / 2)))
 is the one their code and figure show: ``t = 1/2 + asinh((2u - 1) sinh(a / 2)) / a``.  The density
@@ -21,7 +21,7 @@ def u_shape(u: Tensor, a: float = 4.0) -> Tensor:
 
 
 def uniform(u: Tensor) -> Tensor:
-    """The uniform law of the first rectified flows (Liu et al., arXiv 2209.03003)."""
+    """The uniform distribution of the first rectified flows (Liu et al., arXiv 2209.03003)."""
     return u
 
 

@@ -1,4 +1,4 @@
-"""The training loop: a generator of step reports over a state that can be saved and taken up.
+"""The training loop: a generator of step reports over a state that can be saved and resumed.
 
     state = TrainState.start(net, config, device)
     for report in train(state, batches, loss, config): ...
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from rfpp_core.errors import UserError
-from rfpp_core.rng import Draws, subkey
+from rfpp_core.images.loader import Batch
+from rfpp_core.rng import StepRNG, subkey
+from rfpp_core.runtime import process_rank
 from rfpp_core.storage import optimizer
 from rfpp_core.training import distributed, ema
-from rfpp_core.training.couplings import Batch
+from rfpp_core.training.losses import LossFunction
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 # updates skipped in a row that end a run: the scaler of fp16 has then gone from 65536 down to
 # 1/16, where a gradient overflows above 10^6
 MOST_SKIPS = 20
-
-
-# (net, batch, step, draws) -> named per-sample terms (B,), whose mean sum is minimised
-LossFunction = Callable[[nn.Module, Batch, int, Draws], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -143,18 +141,18 @@ class TrainState:
             named |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
         return named | optimizer.tensors_of(self.optimizer)
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The counters, as a JSON document."""
         return {"step": self.step, "scaler": self.scaler.state_dict()}
 
-    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
         self.net.load_state_dict(optimizer.under("net.", tensors))
         self.average.load_state_dict(optimizer.under("ema.", tensors))
         optimizer.load(self.optimizer, tensors)
-        if about["scaler"]:
-            self.scaler.load_state_dict(about["scaler"])
-        self.step = int(about["step"])
+        if metadata["scaler"]:
+            self.scaler.load_state_dict(metadata["scaler"])
+        self.step = int(metadata["step"])
 
 
 def train(
@@ -176,7 +174,7 @@ def train(
         UserError: if a process's share of a batch does not divide into ``accumulate`` parts.
         NonFiniteLoss: at a report, before it is yielded.
     """
-    rank = distributed.here()
+    rank = process_rank()
     check_share(config, rank.world)
     net: nn.Module = torch.compile(state.net) if config.compile else state.net  # type: ignore[assignment]
     net = distributed.parallel(net, state.device)
@@ -199,7 +197,7 @@ def train(
         now: dict[str, Tensor] = {}
         for start, part in _parts(batch, config.accumulate):
             stop = start + len(part.x)
-            draws = Draws(
+            draws = StepRNG(
                 config.seed, step, config.batch, offset + start, offset + stop, state.device
             )
             with distributed.unsynchronised(net, whole=stop == len(batch.x)):

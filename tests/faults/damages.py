@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.scene import SHARDS, Attack, Lapse, Scene
+from tests.faults.scene import SHARDS, Attack, Failure, Scene
 
 RFPP = [sys.executable, "-m", "pipeline.cli.main"]
 
 
-def damaged(how: str) -> Attack:
+def corrupted(how: str) -> Attack:
     """Damage to what is staged between two runs; it is found by name and made again."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
@@ -27,10 +27,10 @@ def damaged(how: str) -> Attack:
             marker = scene.staged()[-1]  # the one that would be taken
             data = marker.with_suffix(".safetensors")
             named = f"step {int(marker.stem.partition('-')[2])} is damaged and passed over"
-        damage(how, scene.hit(data), marker, rng)
+        corruption(how, scene.hit(data), marker, rng)
         said = scene.finish()
         if how != "lost marker" and named not in said:
-            raise Lapse(f"{how}: not said: {said[-300:]}")
+            raise Failure(f"{how}: not said: {said[-300:]}")
         scene.same()
 
     return attack
@@ -40,7 +40,7 @@ def _shard_file(shard: int) -> str:
     return f"images/c/{shard}/0/0/0"
 
 
-def damage(how: str, data: Path, marker: Path, rng: random.Random) -> None:
+def corruption(how: str, data: Path, marker: Path, rng: random.Random) -> None:
     """In place: the mode and the hard links, which DVC trusts, stay as they are."""
     content = data.read_bytes()
     match how:
@@ -70,16 +70,16 @@ def damaged_publication(scene: Scene, rng: random.Random) -> None:
     marker = store / f"commits/{shard:06d}.json"
     how = rng.choice(["truncated", "empty", "missing", "bit"])
     _link_to_cache(scene, store / _shard_file(shard))
-    damage(how, scene.hit(store / _shard_file(shard)), marker, rng)
+    corruption(how, scene.hit(store / _shard_file(shard)), marker, rng)
     verify = [*RFPP, "pairs", "verify", str(store)]
     for command in (scene.command, verify):
         said = scene.finish(command, code=2)
         if f"shard {shard}" not in said or "Traceback" in said:
-            raise Lapse(f"{how}: {command[-1]} does not name shard {shard}: {said[-300:]}")
+            raise Failure(f"{how}: {command[-1]} does not name shard {shard}: {said[-300:]}")
     if rng.random() < 0.5:
         said = scene.finish([*verify, "--repair"])
         if f"forgot shard(s) {shard};" not in said or marker.exists():
-            raise Lapse(f"{how}: not repaired: {said[-300:]}")
+            raise Failure(f"{how}: not repaired: {said[-300:]}")
     scene.finish(["dvc", "repro", "reflow@2"])
     scene.finish(verify)
     scene.same()
@@ -102,12 +102,12 @@ def damaged_metadata(scene: Scene, rng: random.Random) -> None:
     store = scene.staged()[0].parent.parent
     name = rng.choice(["zarr.json", "images/zarr.json", "labels/zarr.json"])
     how = rng.choice(["truncated", "empty", "missing"])
-    damage(how, scene.hit(store / name), store / name, rng)
+    corruption(how, scene.hit(store / name), store / name, rng)
     said = scene.finish()
     if "the metadata is written again" not in said:
-        raise Lapse(f"{how} {name}: not said: {said[-300:]}")
+        raise Failure(f"{how} {name}: not said: {said[-300:]}")
     if len(scene.made()) - begun != SHARDS - kept:
-        raise Lapse(f"{len(scene.made()) - begun} shards made with {kept} of {SHARDS} there")
+        raise Failure(f"{len(scene.made()) - begun} shards made with {kept} of {SHARDS} there")
     scene.same()
 
 
@@ -117,10 +117,10 @@ def damaged_images(scene: Scene, rng: random.Random) -> None:
     name = rng.choice(["images/c/0/0/0/0", "labels/c/0"])
     how = rng.choice(["truncated", "empty", "missing", "bit"])
     _link_to_cache(scene, images / name)
-    damage(how, scene.hit(images / name), images / name, rng)
+    corruption(how, scene.hit(images / name), images / name, rng)
     said = scene.finish(code=2)
     if "data/images.zarr is damaged" not in said or "Traceback" in said:
-        raise Lapse(f"{how} {name}: not said: {said[-300:]}")
+        raise Failure(f"{how} {name}: not said: {said[-300:]}")
     scene.finish(["dvc", "repro", "pretrain"])
     scene.same()
 
@@ -131,10 +131,10 @@ def damaged_finish(scene: Scene, rng: random.Random) -> None:
     scene.product.unlink()
     name = rng.choice(["flow-*.safetensors", "loss-*.csv"])
     kept = next((scene.path / ".work").glob(f"{scene.folder}/*/{name}"))
-    damage(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
+    corruption(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
     said = scene.finish()
     if "is made again from the last state" not in said:
-        raise Lapse(f"not said: {said[-300:]}")
+        raise Failure(f"not said: {said[-300:]}")
     scene.same()
 
 
@@ -143,10 +143,10 @@ def damaged_model(scene: Scene, rng: random.Random) -> None:
     model = scene.hit(scene.path / "models/flow1.safetensors")
     _link_to_cache(scene, model)
     how = rng.choice(["truncated", "empty", "bit"])
-    damage(how, model, model, rng)
+    corruption(how, model, model, rng)
     said = scene.finish(code=2)
     if "models/flow1.safetensors is " not in said or "Traceback" in said or scene.staged():
-        raise Lapse(f"{how}: not named: {said[-300:]}")
+        raise Failure(f"{how}: not named: {said[-300:]}")
     scene.finish(["dvc", "repro", "generate@2"])
     scene.same()
 
@@ -171,7 +171,7 @@ def leftovers(scene: Scene, rng: random.Random) -> None:
         half.write_bytes(b"half")
     scene.finish()
     if there := [half for half in halves if half.exists()]:
-        raise Lapse(f"left lying: {there}")
+        raise Failure(f"left lying: {there}")
     scene.same()
 
 
@@ -193,11 +193,11 @@ def full_disk(scene: Scene, rng: random.Random) -> None:
     try:
         process = scene.start(**env)
         if process.wait(300) == 0:
-            raise Lapse("it fitted; the attack needs a smaller disk")
+            raise Failure("it fitted; the attack needs a smaller disk")
         said = scene.log.read_text()
         clear = "No space left" in said or (private and "rfpp: Prefect" in said)
         if "Traceback" in said or not clear:
-            raise Lapse(f"not one clear line: {said[-300:]}")
+            raise Failure(f"not one clear line: {said[-300:]}")
         scene.no_orphans()
         subprocess.run(["mount", "-o", "remount,size=64m", str(scene.hit(work))], check=True)
         scene.finish(**env)

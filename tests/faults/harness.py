@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from pipeline.workers.launch import free_port
 from tests.conftest import Project
 from tests.faults.kinds import KINDS
-from tests.faults.scene import Lapse, Scene, code_digest, reference
+from tests.faults.scene import Failure, Scene, code_digest, reference
 
 PRIVATE = 4  # every so many of the rounds that start a Prefect server at all has its own
 
@@ -106,15 +106,15 @@ def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, An
     rng = random.Random(planned.seed)
     env = {} if planned.private else {"PREFECT_API_URL": url}
     scene = Scene(home, truth, planned.stage, {**env, "RFPP_WORKERS": str(rng.randint(1, 2))})
-    lapse = ""
+    failure = ""
     try:
         KINDS[planned.kind][0](scene, rng)
     except Exception as error:  # whatever breaks a round is a lapse until it is understood
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if isinstance(error, Lapse) else f" ({Path(last.filename).name}:{last.lineno})"
-        lapse = f"{type(error).__name__}: {error}{where}"
+        where = "" if isinstance(error, Failure) else f" ({Path(last.filename).name}:{last.lineno})"
+        failure = f"{type(error).__name__}: {error}{where}"
         scene.clear()
-    return {**planned._asdict(), "struck": scene.struck, **scene.notes, "lapse": lapse}
+    return {**planned._asdict(), "struck": scene.struck, **scene.notes, "lapse": failure}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

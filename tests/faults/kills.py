@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 
-from tests.faults.scene import SHARDS, Attack, Lapse, Scene
+from tests.faults.scene import SHARDS, Attack, Failure, Scene
 
 GRACE = 60.0  # seconds that an attacked run may take to leave
 
@@ -38,13 +38,13 @@ def signalled(number: int, whole: bool) -> Attack:
         scene.notes["seconds to end"] = round(time.monotonic() - at, 2)
         said = scene.log.read_text()
         if code == 0 and not scene.product.exists():
-            raise Lapse("an interrupted run says that it succeeded")
+            raise Failure("an interrupted run says that it succeeded")
         if "Traceback" in said:
-            raise Lapse("a traceback")
+            raise Failure("a traceback")
         if number == signal.SIGINT and code and "run the same command again" not in said:
-            raise Lapse(f"not said how to go on: {said[-300:]}")
+            raise Failure(f"not said how to go on: {said[-300:]}")
         if struck and len(scene.made()) > begun + scene.width:
-            raise Lapse(f"{len(scene.made()) - begun} shards were begun after the signal")
+            raise Failure(f"{len(scene.made()) - begun} shards were begun after the signal")
         scene.resume()
 
     return attack
@@ -62,7 +62,7 @@ def worker_signalled(number: int) -> Attack:
         if there and scene.until(process, lambda: bool(scene.workers())):
             os.kill(scene.hit(rng.choice(scene.workers())), number)
         if process.wait(120) != 0:
-            raise Lapse("the run did not get over a worker's signal")
+            raise Failure("the run did not get over a worker's signal")
         scene.same()
         scene.no_orphans()
 
@@ -76,7 +76,7 @@ def training_process_killed(scene: Scene, rng: random.Random) -> None:
     if scene.hit(scene.until(process, lambda: len(scene.staged()) >= least)):
         os.kill(rng.choice(scene.pids(f"pipeline.{scene.stage}")), signal.SIGKILL)
     if process.wait(GRACE) == 0 and not scene.product.exists():
-        raise Lapse("a training without one of its processes says that it succeeded")
+        raise Failure("a training without one of its processes says that it succeeded")
     scene.no_orphans()
     scene.finish(RFPP_PROCESSES=str(rng.randint(1, 2)))
     scene.close()
@@ -151,9 +151,9 @@ def injected(kind: str, times: int) -> Attack:
         if times:
             said = scene.finish(**env)
             if not scene.hit((scene.faults / "struck-0").exists()):
-                raise Lapse("the fault was not injected")
+                raise Failure("the fault was not injected")
             if f"shard {shard} failed" not in said:
-                raise Lapse(f"the failing shard is not named: {said[-300:]}")
+                raise Failure(f"the failing shard is not named: {said[-300:]}")
         else:
             scene.hit(True)
             _fails_for_good(scene, shard, RFPP_RETRIES="1", **env)
@@ -168,10 +168,10 @@ def _fails_for_good(scene: Scene, shard: int, **env: str) -> None:
     said = scene.finish(code=2, **env)
     line = next((x for x in said.splitlines() if x.startswith("rfpp: shards")), "")
     if f"shards {shard} failed" not in line or "injected" not in line:
-        raise Lapse(f"the failing shard is not named: {said[-300:]}")
+        raise Failure(f"the failing shard is not named: {said[-300:]}")
     if len(scene.staged()) != SHARDS - 1:
-        raise Lapse(f"{len(scene.staged())} shards were kept, not {SHARDS - 1}")
+        raise Failure(f"{len(scene.staged())} shards were kept, not {SHARDS - 1}")
     begun = len(scene.made())
     scene.finish()
     if scene.made()[begun:] != [shard]:
-        raise Lapse(f"made again: {scene.made()[begun:]}, not {shard} alone")
+        raise Failure(f"made again: {scene.made()[begun:]}, not {shard} alone")

@@ -45,7 +45,7 @@ TOLERANCE = 2e-4  # of 100 updates by two processes
 T = TypeVar("T")
 
 
-class Lapse(AssertionError):
+class Failure(AssertionError):
     """A promise that did not hold."""
 
 
@@ -124,7 +124,7 @@ class Scene:
         got = self.start(command, **env).wait(600)
         said = self.log.read_bytes()[before:].decode(errors="replace")
         if got != code:
-            raise Lapse(f"exit code {got}, not {code}: {said[-400:]}")
+            raise Failure(f"exit code {got}, not {code}: {said[-400:]}")
         return said
 
     def half_done(self, least: int) -> None:
@@ -146,7 +146,7 @@ class Scene:
             if process.poll() is not None:
                 return False
             if time.monotonic() > deadline:
-                raise Lapse("nothing happened for two minutes")
+                raise Failure("nothing happened for two minutes")
             time.sleep(0.002)
         return True
 
@@ -161,7 +161,7 @@ class Scene:
         deadline = time.monotonic() + 20
         while there := processes_in(self.path):
             if time.monotonic() > deadline:
-                raise Lapse(f"orphans: {there}")
+                raise Failure(f"orphans: {there}")
             time.sleep(0.05)
 
     def clear(self) -> None:
@@ -179,10 +179,10 @@ class Scene:
         a training was made twice."""
         steps = sum(map(int, re.findall(r": (\d+) steps in", self.log.read_text())))
         if self.stage != "generate" and not kills and steps != STEPS:
-            raise Lapse(f"{steps} steps were made, not {STEPS}")
+            raise Failure(f"{steps} steps were made, not {STEPS}")
         made = self.made()
         if len(made) - len(set(made)) > kills * self.width:
-            raise Lapse(f"shards made twice: {sorted(made)}")
+            raise Failure(f"shards made twice: {sorted(made)}")
 
     def resume(self, command: list[str] | None = None) -> None:
         """Runs again: the missing shards only, and the same bytes."""
@@ -190,12 +190,12 @@ class Scene:
         kept, begun, goes_on = len(self.staged()), len(self.made()), self._goes_on()
         said = self.finish(command)
         if goes_on not in said:
-            raise Lapse(f"not {goes_on!r}: {said[-300:]}")
+            raise Failure(f"not {goes_on!r}: {said[-300:]}")
         if self.stage == "generate":
             again = len(self.made()) - begun
             self.notes |= {"kept": kept, "again": again}
             if again != SHARDS - kept:
-                raise Lapse(f"{again} shards made with {kept} of {SHARDS} there")
+                raise Failure(f"{again} shards made with {kept} of {SHARDS} there")
             self.no_twice(kills=1)
         self.same()
         self.no_orphans()
@@ -220,7 +220,7 @@ class Scene:
                         for project in (self.path, self.truth.path))  # fmt: skip
         gap = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
         if gap > TOLERANCE:
-            raise Lapse(f"weights differ by {gap}")
+            raise Failure(f"weights differ by {gap}")
 
     def same(self) -> None:
         """The product is the reference's: nothing lost, nothing twice, no bit moved."""
@@ -229,12 +229,12 @@ class Scene:
         if self.stage == "generate":
             store = PairStore.open(ours)
             if wrong := store.verify():
-                raise Lapse(f"pairs: {wrong}")
+                raise Failure(f"pairs: {wrong}")
             equal = store.digest() == PairStore.open(theirs).digest()
         else:
             curve = name.replace("models", "curves").replace(".safetensors", "_loss.csv")
             equal = files.sha256(ours) == files.sha256(theirs)
             if (self.path / curve).read_text() != (self.truth.path / curve).read_text():
-                raise Lapse("the loss curve differs")
+                raise Failure("the loss curve differs")
         if not equal:
-            raise Lapse(f"{name} differs from the uninterrupted run's")
+            raise Failure(f"{name} differs from the uninterrupted run's")

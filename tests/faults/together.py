@@ -8,7 +8,7 @@ import signal
 import time
 
 from tests.faults.kills import GRACE
-from tests.faults.scene import SHARDS, Lapse, Scene
+from tests.faults.scene import SHARDS, Failure, Scene
 
 BUSY = "dvc.exceptions.LockError", "Unable to acquire lock", "is busy", "is locked"
 
@@ -20,7 +20,7 @@ def two_stages(scene: Scene, rng: random.Random) -> None:
     scene.hit(first.poll() is None)
     second = scene.start()
     if (first.wait(300), second.wait(300)) != (0, 0):
-        raise Lapse(f"exit codes {first.returncode}, {second.returncode}")
+        raise Failure(f"exit codes {first.returncode}, {second.returncode}")
     scene.no_twice()
     scene.same()
     scene.no_orphans()
@@ -34,9 +34,9 @@ def two_repros(scene: Scene, rng: random.Random) -> None:
     second = scene.start(scene.dvc)
     codes = first.wait(300), second.wait(300)
     if 0 not in codes:
-        raise Lapse(f"neither came through: exit codes {codes}")
+        raise Failure(f"neither came through: exit codes {codes}")
     if any(codes) and not any(sign in scene.log.read_text() for sign in BUSY):
-        raise Lapse(f"refused, and not said why: {scene.log.read_text()[-300:]}")
+        raise Failure(f"refused, and not said why: {scene.log.read_text()[-300:]}")
     scene.no_orphans()
     scene.finish(scene.dvc)
     scene.no_twice()
@@ -58,7 +58,7 @@ def same_pairs(scene: Scene, rng: random.Random) -> None:
     """Two experiments at once on the same pairs, one killed or not: no shard is made twice."""
     killed = _two_experiments(scene, rng, ["-S", "reflow.lr=0.001"], ["-S", "reflow.lr=0.003"])
     if len(scene.staged()) != SHARDS:
-        raise Lapse(f"{len(scene.staged())} shards were staged for the same pairs")
+        raise Failure(f"{len(scene.staged())} shards were staged for the same pairs")
     scene.finish(["dvc", "repro", scene.target])
     scene.no_twice(killed)
     scene.same()
@@ -68,11 +68,11 @@ def other_pairs(scene: Scene, rng: random.Random) -> None:
     """Two experiments at once on different pairs: each its own, and the first as ever."""
     _two_experiments(scene, rng, ["-S", "reflow.lr=0.001"], ["-S", "generate.nfe=3"])
     if len(scene.staged()) != 2 * SHARDS:
-        raise Lapse(f"{len(scene.staged())} shards were staged for two sets of pairs")
+        raise Failure(f"{len(scene.staged())} shards were staged for two sets of pairs")
     begun = len(scene.made())
     scene.finish(["dvc", "repro", scene.target])
     if len(scene.made()) != begun:
-        raise Lapse("shards were made again")
+        raise Failure("shards were made again")
     scene.same()
 
 
@@ -98,7 +98,7 @@ def _two_experiments(scene: Scene, rng: random.Random, one: list[str], other: li
         if code:  # killed, or refused by DVC's own lock, which it says
             said = scene.log.read_text()
             if not shot and not any(sign in said for sign in BUSY):
-                raise Lapse(f"exit codes {codes}: {said[-300:]}")
+                raise Failure(f"exit codes {codes}: {said[-300:]}")
             scene.finish(command)
     return int(killed)
 
@@ -110,11 +110,11 @@ def queued(scene: Scene, rng: random.Random) -> None:
     failed = _work_off(scene, kill_at)
     scene.hit(failed or kill_at is None)
     if failed and kill_at is None:
-        raise Lapse(f"{failed} queued experiments failed: {scene.log.read_text()[-300:]}")
+        raise Failure(f"{failed} queued experiments failed: {scene.log.read_text()[-300:]}")
     if failed:
         scene.finish(["dvc", "queue", "remove", "--all"])
         if still := _work_off(scene, None):
-            raise Lapse(f"{still} queued experiments failed again")
+            raise Failure(f"{still} queued experiments failed again")
     scene.finish(["dvc", "repro", scene.target])
     scene.no_twice(kills=failed)
     scene.same()
@@ -135,9 +135,9 @@ def _work_off(scene: Scene, kill_at: int | None) -> int:
         if not {"Queued", "Running"} & set(states):
             break
         if time.monotonic() > deadline:
-            raise Lapse(f"the queue is not done: {' '.join(states)}")
+            raise Failure(f"the queue is not done: {' '.join(states)}")
     scene.finish(["dvc", "queue", "stop"])
     scene.no_orphans()
     if states.count("Success") + states.count("Failed") != 2:
-        raise Lapse(f"the queue lost a task: {' '.join(states)}")
+        raise Failure(f"the queue lost a task: {' '.join(states)}")
     return states.count("Failed")

@@ -6,7 +6,7 @@ import torch
 from rfpp_core import rng
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
-from rfpp_core.rng import Draws
+from rfpp_core.rng import StepRNG
 from tests.conftest import spec_for
 
 INDEX = torch.tensor([0, 1, 2, 1000, 2**20 + 1, 2**40 + 7])
@@ -24,7 +24,7 @@ def test_noise_is_that_of_the_cpu(device):
 
 
 def test_the_draws_of_a_step_are_those_of_the_cpu(device):
-    here, there = Draws(3, 9, 32, 8, 24), Draws(3, 9, 32, 8, 24, device)
+    here, there = StepRNG(3, 9, 32, 8, 24), StepRNG(3, 9, 32, 8, 24, device)
     assert torch.equal(
         there.normal("coupling", (3, 4, 4)).cpu(), here.normal("coupling", (3, 4, 4))
     )

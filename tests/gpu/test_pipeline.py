@@ -17,11 +17,11 @@ from tests.gpu.small import SHAPE, architecture, go, images, start, with_
 
 
 def save(path, arch, state):
-    about = {
+    metadata = {
         "architecture": architecture(arch),
         "provenance": {"stage": "pretrain", "budget": 1, "budget_with_ancestors": 1},
     }
-    checkpoint.save(path, state.average.state_dict(), about)
+    checkpoint.save(path, state.average.state_dict(), metadata)
     return load_flow(path).digest
 
 

@@ -46,7 +46,7 @@ def test_a_resumed_training_is_the_same_to_the_bit(device, arch):
     first = go(stopped, section, until=3)
     saved = {name: t.cpu().clone() for name, t in stopped.tensors().items()}
     resumed = start(arch, section, device, seed=99)
-    resumed.restore({name: t.to(device) for name, t in saved.items()}, stopped.about())
+    resumed.restore({name: t.to(device) for name, t in saved.items()}, stopped.metadata())
     assert first + go(resumed, section) == reports
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name

@@ -194,7 +194,7 @@ def read(folder, path, channels, resolution, labels, skip):
     assert sum(len(part.images) for part in parts) == len(source.keys) - len(skipped)
     assert all(part.labels.max() < max(1, len(source.classes)) for part in parts)
     said = [*prepare.problems(params.Params(), source, *(part.labels for part in parts))]
-    shape = image_store.about(store)["shape"]
+    shape = image_store.metadata(store)["shape"]
     facts = prepare.summary(section, source, *(part.labels for part in parts), shape, len(skipped))
     assert json.loads(json.dumps(facts)) == facts
     assert all(line.isprintable() for line in [*said, *skipped, *prepare.told(facts)])

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from rfpp_core.config import build
-from rfpp_core.config.params import Network
+from rfpp_core.config.network import Network
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.interop import importing
 from rfpp_core.storage import checkpoint, files
@@ -39,9 +39,9 @@ def edm(tmp_path, arch, classes=0, shape=(1, 8, 8), **changes):
 )
 def test_the_architecture_is_inferred(tmp_path, arch, classes, changes):
     path, document = edm(tmp_path, arch, classes, (3, 16, 16), **changes)
-    about = importing.convert(path, tmp_path / "flow.safetensors")
+    metadata = importing.convert(path, tmp_path / "flow.safetensors")
     want = {k: v for k, v in document.items() if k != "attention"}
-    assert {k: v for k, v in about["architecture"].items() if k != "attention"} == want
+    assert {k: v for k, v in metadata["architecture"].items() if k != "attention"} == want
     flow = build.load_flow(tmp_path / "flow.safetensors")
     assert flow.start == 80 / 81
     ours, theirs = flow.field.state_dict(), torch.load(path, weights_only=True)
@@ -49,7 +49,7 @@ def test_the_architecture_is_inferred(tmp_path, arch, classes, changes):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert flow.sample(2, nfe=3).shape == (2, 3, 16, 16)
     again = importing.convert(tmp_path / "flow.safetensors", tmp_path / "again.safetensors")
-    assert again["architecture"] == about["architecture"]
+    assert again["architecture"] == metadata["architecture"]
     assert again["start"] == 80 / 81
 
 
@@ -112,9 +112,9 @@ def test_a_damaged_model_of_ours_is_not_made_whole(tmp_path):
              '{"provenance": {"budget_with_ancestors": "many"}}', "[" * 100_000],
 )  # fmt: skip
 def test_metadata_of_strangers_is_checked(tmp_path, text):
-    tensors, about, _ = checkpoint.load(save_tiny(tmp_path / "flow.safetensors"))
+    tensors, metadata, _ = checkpoint.load(save_tiny(tmp_path / "flow.safetensors"))
     with contextlib.suppress(ValueError, RecursionError):
-        text = json.dumps(about | json.loads(text))
+        text = json.dumps(metadata | json.loads(text))
     save_file(tensors, tmp_path / "in.safetensors", metadata={"rfpp": text})
     with pytest.raises(UserError):
         importing.convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
@@ -128,9 +128,9 @@ def test_the_pipeline_from_an_imported_teacher(tmp_path):
     path, document = edm(tmp_path, "ncsnpp", classes=10)
     with_teacher(project.path, path, document)
     assert "is flow1 (sha256 " in project.run("dvc", "repro").stdout
-    about = checkpoint.load(project.path / "models/flow2.safetensors").about
-    assert about["architecture"]["arch"] == "ncsnpp"
-    assert about.get("start", 1.0) == 1.0
+    metadata = checkpoint.load(project.path / "models/flow2.safetensors").metadata
+    assert metadata["architecture"]["arch"] == "ncsnpp"
+    assert metadata.get("start", 1.0) == 1.0
     metrics = json.loads((project.path / "metrics/flow1.json").read_text())
     assert "agreement" in metrics
     assert (project.path / "curves/flow1.csv").read_text().count("edm-heun") == 1
@@ -139,8 +139,8 @@ def test_the_pipeline_from_an_imported_teacher(tmp_path):
     path, document = edm(tmp_path, "adm", channels=64)
     with_teacher(project.path, path, document)
     project.run("dvc", "repro", "reflow@2")
-    about = checkpoint.load(project.path / "models/flow2.safetensors").about
-    assert about["architecture"]["arch"] == "adm"
+    metadata = checkpoint.load(project.path / "models/flow2.safetensors").metadata
+    assert metadata["architecture"]["arch"] == "adm"
     path.write_bytes(b"other")
     done = project.run("dvc", "repro", "--force", "preflight", ok=False)
     assert "has sha256" in done.stderr
@@ -160,9 +160,9 @@ def test_small_and_wide_stemmed_networks_are_imported(tmp_path, arch, changes):
     if arch == "adm":  # its first state is as wide as its first level
         assert state["model.enc.16x16_conv.weight"].shape[0] == 128
     said = []
-    about = importing.convert(path, tmp_path / "flow.safetensors", say=said.append)
-    assert about["architecture"]["channels"] == document["channels"]
-    assert about["architecture"]["multipliers"] == document["multipliers"]
+    metadata = importing.convert(path, tmp_path / "flow.safetensors", say=said.append)
+    assert metadata["architecture"]["channels"] == document["channels"]
+    assert metadata["architecture"]["multipliers"] == document["multipliers"]
     assert "does not tell its preconditioning" in said[0]
     assert build.load_flow(tmp_path / "flow.safetensors").sample(1).shape == (1, 3, 16, 16)
     importing.convert(tmp_path / "flow.safetensors", tmp_path / "b.safetensors", say=said.append)

@@ -109,7 +109,7 @@ def test_an_uneven_share_is_refused(ready):
 
 def test_ranks_take_slices_of_one_batch():
     from rfpp_core.images import loader
-    from rfpp_core.training.distributed import Rank
+    from rfpp_core.runtime import Rank
 
     images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(50, 1, 2, 2)
     cpu = torch.device("cpu")

@@ -226,7 +226,7 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
     project.run("dvc", "repro", "-s", "pretrain")
     from rfpp_core.storage.checkpoint import load
 
-    adopted = load(project.path / MODELS[0]).about["provenance"]["adopted"]
+    adopted = load(project.path / MODELS[0]).metadata["provenance"]["adopted"]
     assert adopted == [{"modules": ["rfpp_core.training.losses"], "why": "times one"}]
     project.edit("rfpp_core/losses.py", ".mean(1) * 1.0", ".mean(1) * 2.0")
     out = project.run("dvc", "repro", "-s", "pretrain").stdout

@@ -70,12 +70,12 @@ def test_permutation():
 
 
 def test_draws_of_ranks_are_slices_of_the_whole():
-    whole = rng.Draws(1, 5, 8)
-    parts = [rng.Draws(1, 5, 8, start, start + 4) for start in (0, 4)]
+    whole = rng.StepRNG(1, 5, 8)
+    parts = [rng.StepRNG(1, 5, 8, start, start + 4) for start in (0, 4)]
     assert torch.equal(whole.uniform("t"), torch.cat([p.uniform("t") for p in parts]))
     assert torch.equal(whole.normal("z", (2,)), torch.cat([p.normal("z", (2,)) for p in parts]))
     assert not torch.equal(whole.uniform("t"), whole.uniform("u"))
-    assert not torch.equal(whole.uniform("t"), rng.Draws(1, 6, 8).uniform("t"))
+    assert not torch.equal(whole.uniform("t"), rng.StepRNG(1, 6, 8).uniform("t"))
 
 
 def test_too_large_a_draw_is_refused():

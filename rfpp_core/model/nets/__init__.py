@@ -1,1 +1,1 @@
-"""Raw networks ``(x (B, C, H, W), c_noise (B,), y (B,) or None) -> (B, C, H, W)``."""
+"""Networks: a small U-Net, and EDM's NCSN++, DDPM++ and ADM."""

@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 
 from rfpp_core.errors import UserError
-from rfpp_core.images.buffers import Shelf, in_memory
+from rfpp_core.images.buffers import Buffers, in_memory
 
 LAYOUT = {"images": ((6, 1, 2, 2), "uint8"), "noise": ((6, 1, 2, 2), "float32")}
 BYTES = 6 * 4 + 6 * 4 * 4
 
 
 def test_small_sets_stay_in_memory(tmp_path):
-    arrays, empty = Shelf(tmp_path / "flat", limit=BYTES).arrays(LAYOUT)
+    arrays, empty = Buffers(tmp_path / "flat", limit=BYTES).arrays(LAYOUT)
     assert empty
     assert not any(isinstance(array, np.memmap) for array in arrays.values())
     assert not (tmp_path / "flat").exists()
 
 
 def test_large_sets_are_files_that_others_find_full(tmp_path):
-    mine, empty = Shelf(tmp_path / "flat", limit=BYTES - 1).arrays(LAYOUT)
+    mine, empty = Buffers(tmp_path / "flat", limit=BYTES - 1).arrays(LAYOUT)
     assert empty
     mine["noise"][:] = np.arange(24).reshape(6, 1, 2, 2)
-    theirs, empty = Shelf(tmp_path / "flat", BYTES - 1, fills=False).arrays(LAYOUT)
+    theirs, empty = Buffers(tmp_path / "flat", BYTES - 1, fills=False).arrays(LAYOUT)
     assert not empty
     for name, (shape, dtype) in LAYOUT.items():
         assert isinstance(theirs[name], np.memmap)
@@ -32,7 +32,7 @@ def test_large_sets_are_files_that_others_find_full(tmp_path):
 
 def test_a_disk_without_room_is_known_before_anything_is_mapped(tmp_path):
     with pytest.raises(OSError, match=r"No space left|File too large"):
-        Shelf(tmp_path / "flat", limit=0).arrays({"images": ((2**61,), "uint8")})
+        Buffers(tmp_path / "flat", limit=0).arrays({"images": ((2**61,), "uint8")})
 
 
 def test_a_set_that_no_memory_holds_is_one_line():

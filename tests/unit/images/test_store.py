@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfpp_core.errors import Damaged, UserError
+from rfpp_core.errors import Corrupted, UserError
 from rfpp_core.evaluation import classifier
 from rfpp_core.images import pixels, sources
 from rfpp_core.images import store as image_store
@@ -42,11 +42,11 @@ def test_the_store_gives_back_what_was_written(tmp_path):
         expected = np.stack([digits.load(i) for i in np.flatnonzero(mask)])
         np.testing.assert_array_equal(read.images, expected)
         np.testing.assert_array_equal(read.labels, digits.labels[mask])
-    about = image_store.about(path)
-    assert (about["shape"], about["classes"], about["name"]) == ([1, 8, 8], 10, "digits")
+    metadata = image_store.metadata(path)
+    assert (metadata["shape"], metadata["classes"], metadata["name"]) == ([1, 8, 8], 10, "digits")
     other = tmp_path / "other.zarr"
     image_store.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
-    assert image_store.about(other)["digest"] != about["digest"]
+    assert image_store.metadata(other)["digest"] != metadata["digest"]
 
 
 def flip(file):
@@ -68,7 +68,7 @@ def test_damage_is_never_read_silently(tmp_path, name, harm):
     harm(path / "train" / name)
     for read in (lambda: image_store.read(path, "train"),
                  lambda: image_store.read_some(path, "train", slice(900, 1100))):  # fmt: skip
-        with pytest.raises(Damaged, match=r"damaged in the split train.*dvc repro prepare"):
+        with pytest.raises(Corrupted, match=r"damaged in the split train.*dvc repro prepare"):
             read()
     image_store.read(path, "held_out")
 
@@ -81,13 +81,13 @@ def test_another_split_under_the_same_name_is_refused(tmp_path):
     image_store.write(other, digits, sources.held_out_mask(digits.labels, 0.2, 1))
     shutil.rmtree(one / "train")
     shutil.copytree(other / "train", one / "train")
-    with pytest.raises(Damaged, match="not what was written"):
+    with pytest.raises(Corrupted, match="not what was written"):
         image_store.read(one, "train")
 
 
 def test_a_missing_store_names_the_command(tmp_path):
     with pytest.raises(UserError, match="dvc repro prepare"):
-        image_store.about(tmp_path / "images.zarr")
+        image_store.metadata(tmp_path / "images.zarr")
 
 
 def test_shifts_move_images_by_a_pixel():

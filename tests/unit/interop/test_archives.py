@@ -141,9 +141,9 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     from pipeline.work import pair_job
     from rfpp_core.config import build
     from rfpp_core.config.params import Network
-    from rfpp_core.images.buffers import Shelf
+    from rfpp_core.images.buffers import Buffers
+    from rfpp_core.images.loader import Batch
     from rfpp_core.storage import checkpoint
-    from rfpp_core.training.couplings import Batch
     from tests.conftest import SMOKE, save_tiny
 
     monkeypatch.chdir(tmp_path)
@@ -156,12 +156,12 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     (tmp_path / "models").mkdir()
     arch = build.architecture(Network(channels=8), (3, SIDE, SIDE), 0)
-    about = {"architecture": arch, "provenance": {"budget_with_ancestors": 1}}
+    metadata = {"architecture": arch, "provenance": {"budget_with_ancestors": 1}}
     flow1 = tmp_path / "models/flow1.safetensors"
-    checkpoint.save(flow1, build.field(arch).state_dict(), about)
+    checkpoint.save(flow1, build.field(arch).state_dict(), metadata)
     pair_job.run("2")
     assert reflow.job("2").forwards == N * 35
-    images, _, coupling, _ = reflow.load("2", Shelf(tmp_path / "flat", limit=0))
+    images, _, coupling, _ = reflow.load("2", Buffers(tmp_path / "flat", limit=0))
     at = torch.tensor([3, 17])
     _, z, _ = coupling(Batch(images[at].float(), at, None), None)
     np.testing.assert_array_equal(z, noises[at])
@@ -172,7 +172,7 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
         reflow.job("2")
     conditional = {**arch, "classes": 3}
     checkpoint.save(
-        flow1, build.field(conditional).state_dict(), {**about, "architecture": conditional}
+        flow1, build.field(conditional).state_dict(), {**metadata, "architecture": conditional}
     )
     with pytest.raises(
         UserError, match=r"labels of no classes, but models/flow1.safetensors of 3"

@@ -430,9 +430,9 @@ def test_a_malicious_pickle_is_refused_by_name(tmp_path, monkeypatch, name):
 
 def storage_head(thing, protocol=2):
     """The head of a nested ``torch.save`` in the older format, with anything for the storage."""
-    about = {"protocol_version": 1001, "little_endian": True,
+    metadata = {"protocol_version": 1001, "little_endian": True,
              "type_sizes": {"short": 2, "int": 4, "long": 4}}  # fmt: skip
-    parts = [torch.serialization.MAGIC_NUMBER, 1001, about, thing]
+    parts = [torch.serialization.MAGIC_NUMBER, 1001, metadata, thing]
     return b"".join(pickle.dumps(part, protocol) for part in parts)
 
 
@@ -723,8 +723,8 @@ def state_archive(path, pickle_bytes, **entries):
 
 
 def test_a_deep_key_in_a_state_dict_does_not_reach_the_stack_of_c(tmp_path):
-    about = storage_head(0)[: -len(pickle.dumps(0, 2))]
-    put(tmp_path / "old.pth", about + DEEP_KEY)
+    metadata = storage_head(0)[: -len(pickle.dumps(0, 2))]
+    put(tmp_path / "old.pth", metadata + DEEP_KEY)
     for path in (state_archive(tmp_path / "deep.pth", DEEP_KEY), tmp_path / "old.pth"):
         with pytest.raises(UserError, match="unhashable"):
             foreign.read(path)

@@ -7,7 +7,7 @@ import torch
 from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.interop.onnx import export
-from rfpp_core.sampling.sampler import Recipe
+from rfpp_core.sampling.sampler import SamplerConfig
 from tests.conftest import save_tiny
 
 
@@ -19,7 +19,7 @@ def flow(request, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe("euler", 1), Recipe("euler", 2, times=(1.0, 0.8)), Recipe("heun", 4)],
+    [SamplerConfig("euler", 1), SamplerConfig("euler", 2, times=(1.0, 0.8)), SamplerConfig("heun", 4)],
     ids=["1", "2", "4"],
 )
 def test_onnx_is_the_flow(tmp_path, flow, recipe):
@@ -33,13 +33,13 @@ def test_onnx_is_the_flow(tmp_path, flow, recipe):
         fed["label"] = torch.tensor(labels).numpy()
     images = torch.from_numpy(session.run(["images"], fed)[0])
     torch.testing.assert_close(images, flow.decode(noise, recipe, labels), rtol=0, atol=1e-4)
-    about = json.loads(session.get_modelmeta().custom_metadata_map["rfpp"])
-    assert about["flow"] == flow.digest
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["rfpp"])
+    assert metadata["flow"] == flow.digest
     assert [file.name for file in tmp_path.iterdir()] == ["generator.onnx"]
 
 
 def test_torch_export_is_the_flow(tmp_path, flow):
-    path, recipe = tmp_path / "generator.pt2", Recipe("euler", 2)
+    path, recipe = tmp_path / "generator.pt2", SamplerConfig("euler", 2)
     assert export(flow, recipe, path) < 1e-5
     loaded = torch.export.load(path).module()
     noise = torch.randn(4, *flow.shape)
@@ -51,7 +51,7 @@ def test_torch_export_is_the_flow(tmp_path, flow):
 
 def test_mistakes(tmp_path, flow):
     with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
-        export(flow, Recipe("euler", 1), tmp_path / "generator.h5")
+        export(flow, SamplerConfig("euler", 1), tmp_path / "generator.h5")
     with pytest.raises(UserError, match="rk45 is not exported"):
-        export(flow, Recipe("rk45"), tmp_path / "generator.onnx")
+        export(flow, SamplerConfig("rk45"), tmp_path / "generator.onnx")
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rfpp_core.config import build, params
-from rfpp_core.config.params import Network
+from rfpp_core.config.network import Network
 from rfpp_core.errors import UserError
 from rfpp_core.interop import foreign, importing
 from rfpp_core.pairs.spec import Pairs
@@ -75,27 +75,27 @@ def test_yaml_runs_nothing(tmp_path):
 ABOUT = {"architecture": tiny_arch(), "provenance": {"stage": "pretrain"}, "start": 1.0}
 
 
-def write_model(path, tensors, about):
+def write_model(path, tensors, metadata):
     """As a stranger would who knows the digest; a document with NaN has none."""
-    if isinstance(about, dict):
+    if isinstance(metadata, dict):
         with contextlib.suppress(ValueError):
-            about = {**about, "sha256": files.digest([about, checkpoint.digest(tensors)])}
-    save_file(dict(tensors), path, metadata={"rfpp": json.dumps(about)})
+            metadata = {**metadata, "sha256": files.digest([metadata, checkpoint.digest(tensors)])}
+    save_file(dict(tensors), path, metadata={"rfpp": json.dumps(metadata)})
 
 
 @few
 @given(st.sampled_from([*ABOUT["architecture"], "about", "start", "architecture"]), documents)
 def test_model_metadata(tmp_path, place, value):
     """One part of the document is anything; big enough networks would be an attack by size."""
-    about = json.loads(json.dumps(ABOUT))
-    if place in about:
-        about[place] = value
+    metadata = json.loads(json.dumps(ABOUT))
+    if place in metadata:
+        metadata[place] = value
     elif place == "about":
-        about = value
+        metadata = value
     else:
-        about["architecture"][place] = value
+        metadata["architecture"][place] = value
     tensors = randomised(build.field(tiny_arch())).state_dict()
-    write_model(tmp_path / "m.safetensors", tensors, about)
+    write_model(tmp_path / "m.safetensors", tensors, metadata)
     declared(lambda: build.load_flow(tmp_path / "m.safetensors"))
 
 
@@ -109,9 +109,9 @@ def test_model_files(tmp_path, content):
 
 def test_a_network_too_large_to_build_is_refused(tmp_path):
     """The metadata of a small file cannot make the reader allocate without bound."""
-    about = json.loads(json.dumps(ABOUT))
-    about["architecture"] |= {"channels": 8 * 10**6, "multipliers": [10**4] * 6}
-    write_model(tmp_path / "m.safetensors", {"x": torch.zeros(1)}, about)
+    metadata = json.loads(json.dumps(ABOUT))
+    metadata["architecture"] |= {"channels": 8 * 10**6, "multipliers": [10**4] * 6}
+    write_model(tmp_path / "m.safetensors", {"x": torch.zeros(1)}, metadata)
     with pytest.raises(UserError, match="not an architecture"):
         build.load_flow(tmp_path / "m.safetensors")
 
@@ -237,5 +237,5 @@ def test_mutated_checkpoints(tmp_path, kind, changes):
         else:
             content[at:at] = data * (1000 if change == "repeat" else 1)
     (tmp_path / "net").write_bytes(content)
-    about = declared(lambda: importing.convert(tmp_path / "net", tmp_path / "out.safetensors"))
-    assert about is not None or changes
+    metadata = declared(lambda: importing.convert(tmp_path / "net", tmp_path / "out.safetensors"))
+    assert metadata is not None or changes

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from rfpp_core import rng
-from rfpp_core.errors import Damaged, UserError
-from rfpp_core.images.buffers import Shelf
+from rfpp_core.errors import Corrupted, UserError
+from rfpp_core.images.buffers import Buffers
 from rfpp_core.pairs import markers
 from rfpp_core.pairs.spec import Pairs
-from rfpp_core.pairs.store import PairStore, mend
+from rfpp_core.pairs.store import PairStore, rebuild_metadata
 from tests.conftest import spec_for
 
 RNG = np.random.default_rng(0)
@@ -47,9 +47,9 @@ def test_a_damaged_file_does_not_hinder_the_next_commit(store):
 
 
 def test_a_shelf_holds_the_same_pairs(store, tmp_path):
-    shelf = Shelf(tmp_path / "flat", limit=0)
+    buffers = Buffers(tmp_path / "flat", limit=0)
     for _ in range(2):  # as a killed training finds it
-        for found, expected in zip(store.read_all(shelf)[:2], store.read_all()[:2], strict=True):
+        for found, expected in zip(store.read_all(buffers)[:2], store.read_all()[:2], strict=True):
             assert isinstance(found, np.memmap)
             np.testing.assert_array_equal(found, expected)
 
@@ -118,7 +118,7 @@ def test_an_edited_marker_is_named(store):
     [line] = store.verify()
     assert line.startswith("shard 2: ")
     assert "000002.json is damaged" in line
-    with pytest.raises(Damaged, match="is damaged") as error:
+    with pytest.raises(Corrupted, match="is damaged") as error:
         PairStore.open(store.path)
     assert error.value.files == (marker,)
     assert markers.drop_bad(store.path) == [2]
@@ -144,7 +144,7 @@ def test_metadata_is_written_again(store, name, harm):
     harm(store.path / name)
     with pytest.raises(UserError):
         PairStore.create(store.path, spec_for(), 60)
-    mend(store.path, spec_for(), 60)
+    rebuild_metadata(store.path, spec_for(), 60)
     again = PairStore.create(store.path, spec_for(), 60)
     assert again.digest() == before
     assert again.verify() == []

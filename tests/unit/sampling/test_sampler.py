@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rfpp_core import Recipe, load_flow
+from rfpp_core import SamplerConfig, load_flow
 from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.sampling.sampler import Guided, slerp
@@ -45,16 +45,16 @@ def test_one_call_is_x_hat_at_pure_noise(flow):
 
 def test_recipes_spend_what_they_say(flow):
     for solver, nfe in (("euler", 1), ("heun", 8), ("heun", 35), ("midpoint", 18)):
-        grid, last = Recipe(solver, nfe).plan()
+        grid, last = SamplerConfig(solver, nfe).plan()
         z = torch.randn(2, *flow.shape)
         assert solve(flow.field, z, grid, solver, last).nfe == nfe
 
 
 def test_custom_times():
-    grid, _ = Recipe("euler", 2, times=(1.0, 0.8)).plan()
+    grid, _ = SamplerConfig("euler", 2, times=(1.0, 0.8)).plan()
     assert grid.tolist() == [1, 0.8, 0]
     with pytest.raises(UserError, match="does not spend 3"):
-        Recipe("euler", 3, times=(1.0, 0.8)).plan()
+        SamplerConfig("euler", 3, times=(1.0, 0.8)).plan()
 
 
 def test_guidance(conditional):
@@ -64,7 +64,7 @@ def test_guidance(conditional):
     assert not torch.allclose(given, free)
     torch.testing.assert_close(Guided(field, 2.5)(x, t, y), free + 2.5 * (given - free))
     assert torch.equal(Guided(field, 1.0)(x, t, y), given)
-    forwards = [Recipe("euler", 4, guidance=scale).forwards for scale in (1.0, 2.5)]
+    forwards = [SamplerConfig("euler", 4, guidance=scale).forwards for scale in (1.0, 2.5)]
     assert forwards == [4, 8]
     torch.testing.assert_close(field(x, t, torch.full((4,), -1)), free)
 
@@ -132,7 +132,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_inversion_and_decoding_are_inverse(flow):
     x = torch.tanh(flow.sample(5, nfe=4, seed=2))
-    recipe = Recipe("midpoint", 64)
+    recipe = SamplerConfig("midpoint", 64)
     z = flow.invert(x, recipe)
     torch.testing.assert_close(flow.decode(z, recipe), x, rtol=0, atol=1e-3)
     assert not torch.allclose(z, x)
@@ -145,13 +145,13 @@ def test_decoding_the_noise_of_a_seed_is_sampling_it(flow):
     from rfpp_core import rng
 
     z = rng.normal(rng.subkey(4, "sample"), torch.arange(5), flow.shape)
-    recipe = Recipe("euler", 3)
+    recipe = SamplerConfig("euler", 3)
     torch.testing.assert_close(flow.decode(z, recipe), flow.sample(5, seed=4, recipe=recipe))
 
 
 def test_rk45_is_the_ode_and_its_own_inverse(flow):
-    recipe = Recipe("rk45")
-    fine = flow.sample(6, seed=3, recipe=Recipe("midpoint", 400))
+    recipe = SamplerConfig("rk45")
+    fine = flow.sample(6, seed=3, recipe=SamplerConfig("midpoint", 400))
     torch.testing.assert_close(flow.sample(6, seed=3, recipe=recipe), fine, rtol=0, atol=1e-3)
     back = flow.decode(flow.invert(fine, recipe), recipe)
     torch.testing.assert_close(back, fine, rtol=0, atol=3e-3)
@@ -160,10 +160,10 @@ def test_rk45_is_the_ode_and_its_own_inverse(flow):
 def test_inversion_needs_a_label_and_an_inverse(flow, conditional):
     x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(UserError, match=r"give a label in 0..9"):
-        conditional.invert(x, Recipe("euler", 2))
-    assert conditional.invert(x, Recipe("euler", 2), [3]).shape == x.shape
+        conditional.invert(x, SamplerConfig("euler", 2))
+    assert conditional.invert(x, SamplerConfig("euler", 2), [3]).shape == x.shape
     with pytest.raises(UserError, match="has no inverse"):
-        flow.invert(x, Recipe("anchored", 2))
+        flow.invert(x, SamplerConfig("anchored", 2))
 
 
 def test_slerp():

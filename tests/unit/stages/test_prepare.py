@@ -175,5 +175,5 @@ def test_digits_are_bit_for_bit_what_they_were(run, tmp_path):
     code, *_ = run(name="digits", resolution=None, channels=1, held_out=0.2)
     assert code == 0
     digest = "a12338ddd144746d420ccbb09d147300ab18ebda5edea9a7f3387404d5f38873"
-    assert image_store.about(workdir.IMAGES)["digest"] == digest
+    assert image_store.metadata(workdir.IMAGES)["digest"] == digest
     assert np.unique(image_store.labels(workdir.IMAGES, "train")).tolist() == list(range(10))

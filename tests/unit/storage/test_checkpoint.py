@@ -77,9 +77,9 @@ def test_wrong_shapes_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("about", [{}, {"architecture": {"arch": "other", "shape": [1, 8, 8]}}])
-def test_foreign_metadata_is_refused(tmp_path, about):
+def test_foreign_metadata_is_refused(tmp_path, metadata):
     path = tmp_path / "model.safetensors"
-    checkpoint.save(path, {"x": torch.zeros(1)}, about)
+    checkpoint.save(path, {"x": torch.zeros(1)}, metadata)
     with pytest.raises(UserError):
         load_flow(path)
 
@@ -90,13 +90,13 @@ def test_states_keep_the_newest_and_skip_damage(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
         "state-000000020.safetensors", "state-000000030.safetensors",
     ]  # fmt: skip
-    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
-    assert checkpoint.load_state(tmp_path, 29).about["step"] == 20
+    assert checkpoint.load_state(tmp_path, 100).metadata["step"] == 30
+    assert checkpoint.load_state(tmp_path, 29).metadata["step"] == 20
     assert checkpoint.load_state(tmp_path, 19) is None
     newest = tmp_path / "state-000000030.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     said = []
-    assert checkpoint.load_state(tmp_path, 100, said.append).about["step"] == 20
+    assert checkpoint.load_state(tmp_path, 100, said.append).metadata["step"] == 20
     assert [line[:32] for line in said] == ["the state of step 30 is damaged "]
 
 
@@ -110,13 +110,13 @@ def test_a_state_whose_marker_was_never_written_is_cleared_away(tmp_path):
 def test_a_shorter_training_beside_a_longer_one(tmp_path):
     for step in (10, 20, 30, 4, 8, 9):
         checkpoint.save_state(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
-    assert checkpoint.load_state(tmp_path, 9).about["step"] == 9
-    assert checkpoint.load_state(tmp_path, 100).about["step"] == 30
+    assert checkpoint.load_state(tmp_path, 9).metadata["step"] == 9
+    assert checkpoint.load_state(tmp_path, 100).metadata["step"] == 30
 
 
 def test_a_flow_is_its_weights_and_architecture(tmp_path):
     one = load_flow(save_tiny(tmp_path / "a.safetensors"))
-    tensors, about, _ = checkpoint.load(tmp_path / "a.safetensors")
-    checkpoint.save(tmp_path / "b.safetensors", tensors, {**about, "note": "other metadata"})
+    tensors, metadata, _ = checkpoint.load(tmp_path / "a.safetensors")
+    checkpoint.save(tmp_path / "b.safetensors", tensors, {**metadata, "note": "other metadata"})
     assert load_flow(tmp_path / "b.safetensors").digest == one.digest
     assert load_flow(save_tiny(tmp_path / "c.safetensors", seed=1)).digest != one.digest

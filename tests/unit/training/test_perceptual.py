@@ -5,9 +5,10 @@ from torch import nn
 from rfpp_core.config import build
 from rfpp_core.config.params import Loss, Reflow, Times
 from rfpp_core.errors import UserError
-from rfpp_core.rng import Draws
+from rfpp_core.images.loader import Batch
+from rfpp_core.rng import StepRNG
 from rfpp_core.training import losses, perceptual
-from rfpp_core.training.couplings import Batch, Coupled
+from rfpp_core.training.couplings import Coupled
 
 
 def images(n=2, side=32, seed=0):
@@ -104,7 +105,7 @@ def test_lpips_huber_is_the_paper_s_sum(over_t):
     )
     loss = build.loss(section, lambda batch, draws: Coupled(batch.x, z, None), distance)
 
-    class Given(Draws):
+    class Given(StepRNG):
         def uniform(self, purpose):
             return (t - 1e-5) / (1 - 2e-5)
 

@@ -61,23 +61,23 @@ def test_pseudo_huber_has_finite_gradients_at_no_error():
 def test_stored_and_mixed_couplings():
     """A share p of the samples are pairs of a store, image, noise and label together."""
     from rfpp_core import rng
+    from rfpp_core.images.loader import Batch
     from rfpp_core.images.pixels import to_float
-    from rfpp_core.rng import Draws
+    from rfpp_core.rng import StepRNG
     from rfpp_core.training import couplings
-    from rfpp_core.training.couplings import Batch
 
     noises = torch.randn(50, 1, 4, 4)
     images = torch.arange(30, dtype=torch.uint8)[:, None, None, None].expand(30, 1, 4, 4)
     at = torch.randperm(50)[:40]
     batch = Batch(torch.full((40, 1, 4, 4), 9.0), at, torch.full((40,), 7))
     real = couplings.stored(noises)
-    x, z, y = real(batch, Draws(0, 3, 40))
+    x, z, y = real(batch, StepRNG(0, 3, 40))
     assert torch.equal(z, noises[at])
     assert couplings.mixed(real, images, None, 0.0, real) is real
     pair = couplings.mixed(real, images, torch.arange(30), 0.3, couplings.seeded(5))
     counts = []
     for step in range(60):
-        x, z, y = pair(batch, Draws(0, step, 40))
+        x, z, y = pair(batch, StepRNG(0, step, 40))
         made = x[:, 0, 0, 0] != 9
         counts.append(int(made.sum()))
         assert torch.equal(z[~made], noises[at][~made])
@@ -90,20 +90,20 @@ def test_stored_and_mixed_couplings():
 
 def test_antithetic_times_come_with_their_mirror_images():
     """Uniform still; about half of a batch has 1 - u in it; the same whoever draws which part."""
-    from rfpp_core.rng import Draws
+    from rfpp_core.rng import StepRNG
 
     batch = 2000
-    u = Draws(3, 5, batch).antithetic("t")
+    u = StepRNG(3, 5, batch).antithetic("t")
     assert u.min() > 0
     assert u.max() < 1
     assert float(u.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(u.var()) == pytest.approx(1 / 12, abs=0.004)
     mirrored = torch.isin((1 - u).round(decimals=9), u.round(decimals=9))
     assert float(mirrored.double().mean()) == pytest.approx(0.5, abs=0.05)
-    parts = [Draws(3, 5, batch, at, at + 500).antithetic("t") for at in range(0, batch, 500)]
+    parts = [StepRNG(3, 5, batch, at, at + 500).antithetic("t") for at in range(0, batch, 500)]
     assert torch.equal(torch.cat(parts), u)
-    assert not torch.equal(Draws(3, 6, batch).antithetic("t"), u)
-    plain = Draws(3, 5, batch).uniform("t")
+    assert not torch.equal(StepRNG(3, 6, batch).antithetic("t"), u)
+    plain = StepRNG(3, 5, batch).uniform("t")
     assert not torch.isin((1 - plain).round(decimals=9), plain.round(decimals=9)).any()
 
 

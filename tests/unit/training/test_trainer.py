@@ -35,10 +35,10 @@ def run(steps=12, resume_from=None, section=SECTION, tmp=None, images=IMAGES):
 
     if resume_from is not None:
         go(state, resume_from)
-        checkpoint.save_state(tmp, state.step, state.tensors(), state.about())
+        checkpoint.save_state(tmp, state.step, state.tensors(), state.metadata())
         saved = checkpoint.load_state(tmp, steps)
         state = TrainState(build.field(tiny_arch(), section.dropout, seed=99), config, CPU)
-        state.restore(saved.tensors, saved.about)
+        state.restore(saved.tensors, saved.metadata)
         torch.manual_seed(123)  # whatever the process did before must not matter
     go(state, steps)
     return state, reports
@@ -52,10 +52,10 @@ def test_resume_is_bit_exact(tmp_path, precision):
     for j in (3, 6, 9):
         resumed, parts = run(resume_from=j, section=section, tmp=tmp_path)
         assert parts == reports
-        assert resumed.about() == whole.about()
+        assert resumed.metadata() == whole.metadata()
         for name, tensor in whole.tensors().items():
             assert torch.equal(tensor, resumed.tensors()[name]), name
-    assert (whole.about()["scaler"] != {}) == (precision == "fp16")
+    assert (whole.metadata()["scaler"] != {}) == (precision == "fp16")
 
 
 def test_loss_falls():
@@ -172,10 +172,10 @@ def test_control_arm_trains_at_noise_alone():
         seen.append((x, t))
         return x * 0
 
-    from rfpp_core.rng import Draws
+    from rfpp_core.rng import StepRNG
 
     batch = next(loader.batches(IMAGES, None, 8, 1, CPU))
-    draws = Draws(0, 0, 8)
+    draws = StepRNG(0, 0, 8)
     build.loss(section, couplings.seeded(7))(net, batch, 0, draws)
     z = couplings.seeded(7)(batch, draws).z
     torch.testing.assert_close(seen[0][0], z)
@@ -190,11 +190,11 @@ def test_labels_are_dropped_at_the_asked_rate():
         seen.append(y)
         return x * 0
 
-    from rfpp_core.rng import Draws
+    from rfpp_core.rng import StepRNG
 
     images = torch.zeros(2000, 1, 2, 2)
     batch = couplings.Batch(images, torch.arange(2000), torch.ones(2000, dtype=torch.int64))
-    build.loss(section, couplings.independent)(net, batch, 0, Draws(0, 0, 2000))
+    build.loss(section, couplings.independent)(net, batch, 0, StepRNG(0, 0, 2000))
     assert float((seen[0] == -1).double().mean()) == pytest.approx(0.3, abs=0.04)
     assert set(seen[0].tolist()) == {-1, 1}
 

@@ -146,7 +146,7 @@ def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
     store = make(tmp_path / "p.zarr", teacher, [0, 1, 2])
     before = store.digest()
     store.shard_files(1)[0].write_bytes(b"")
-    pair_job.drop_damaged(store)
+    pair_job.drop_corrupted(store)
     assert "shard 1 is made again" in capsys.readouterr().out
     assert store.missing() == [1]
     tasks.make_shard(str(store.path), str(teacher), 1)
@@ -157,7 +157,7 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     """Decoding the stored noise gives the images back; threads and order change nothing."""
     from rfpp_core.images import sources
     from rfpp_core.images import store as image_store
-    from rfpp_core.sampling.sampler import Recipe
+    from rfpp_core.sampling.sampler import SamplerConfig
 
     source = sources.digits().take(np.arange(60))
     image_store.write(tmp_path / "images.zarr", source, np.arange(60) >= 47)
@@ -172,7 +172,7 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     assert len(digests) == 1
     images, labels, noise = store.read_all()
     assert labels.tolist() == [-1] * 47
-    back = flow.decode(torch.from_numpy(noise), Recipe("midpoint", 64))
+    back = flow.decode(torch.from_numpy(noise), SamplerConfig("midpoint", 64))
     expected = torch.stack([torch.from_numpy(source.load(i)) for i in range(47)])
     np.testing.assert_array_equal(images, expected)
     torch.testing.assert_close(back, expected / 127.5 - 1, rtol=0, atol=2e-3)

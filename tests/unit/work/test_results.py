@@ -28,6 +28,6 @@ def test_a_damaged_file_is_no_measurement(tmp_path):
     results = Results(tmp_path)
     results.keep(KEY, 1.5)
     [file] = tmp_path.glob("*.json")
-    for damage in (file.read_text().replace("1.5", "2.5"), "{", "[]", ""):
-        file.write_text(damage)
+    for corruption in (file.read_text().replace("1.5", "2.5"), "{", "[]", ""):
+        file.write_text(corruption)
         assert results.find(KEY) is None

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from pipeline.work import workdir
-from rfpp_core.errors import Damaged, UserError
+from rfpp_core.errors import Corrupted, UserError
 from tests.conftest import ROOT
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_file_loses_the_trust_of_dvc(here, monkeypatch):
     (here / "model").chmod(0o444)
 
     def run():
-        raise Damaged("model is damaged", here / "model", here / "not there")
+        raise Corrupted("model is damaged", here / "model", here / "not there")
 
     monkeypatch.setattr(sys, "argv", ["stage"])
     with pytest.raises(SystemExit):

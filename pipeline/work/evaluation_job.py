@@ -1,0 +1,264 @@
+"""What is measured of a flow, each measurement found again by what determines it.
+
+That is: the flow's digest, the sampler, the sampling seed, n, the feature net, and the code that
+draws and measures.  So a killed evaluation resumes, and neither a moved file nor a renamed row
+measures anything again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import artifacts, console
+from pipeline.work import identity
+from pipeline.work.feature_nets import Reference
+from pipeline.work.results import Results
+from rfpp_core import rng
+from rfpp_core.config import build
+from rfpp_core.config.evaluate import Evaluate
+from rfpp_core.config.flow import FlowRow
+from rfpp_core.config.params import Params
+from rfpp_core.evaluation import classifier, distances, flow_metrics
+from rfpp_core.evaluation.extractors import extract
+from rfpp_core.evaluation.reference import ROWS, compare
+from rfpp_core.images import pixels
+from rfpp_core.images.store import Images
+from rfpp_core.sampling.flow import MICRO_BATCH, Flow
+from rfpp_core.sampling.sampler import SamplerConfig, draw
+from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
+from rfpp_core.sampling.solvers import trajectory
+
+KIND = "evaluate"  # of staged work
+ROUND_TRIP_NFE = 8
+MOST = 1000  # held-out images that are sent to noise and back
+SHOWN = 64
+
+Row = dict[str, Any]  # of the table of a flow
+
+
+def code_of(flow: Flow, solver: str) -> dict[str, str]:
+    """Digests of the code that draws with a solver and measures, by module."""
+    arch = build.architecture_of(flow.metadata["architecture"])
+    roots = [identity.Name("rfpp_core.config.build", "field"),
+             identity.Name("rfpp_core.sampling.flow", "Flow"),
+             *(identity.Name("pipeline.work.evaluation_job", name)
+               for name in ("drawn", "measures", "straightness", "inversion", "spent"))]  # fmt: skip
+    return identity.digests(roots, {arch.arch, arch.precond, "uniform", "karras", solver})
+
+
+def table(
+    flow: Flow, real: Reference, config: Params, row: FlowRow, found: Results, name: str
+) -> list[Row]:
+    """The rows of a flow's table, a sampler each."""
+    section = config.evaluate
+    planned = samplers(section, flow.start, row)
+    rows: list[Row] = []
+    with console.bar(name, sum(seeds for _, seeds in planned) * section.n, "img") as bar:
+        for sampler, seeds in planned:
+            values = []
+            for i in range(seeds):
+                values.append(measure(flow, real, sampler, config, i, found))
+                bar.update(section.n)
+            counted = {"evaluations of": asdict(sampler), "code": code_of(flow, sampler.solver)}
+            nfe = sampler.nfe or found.once(counted, partial(spent, flow, sampler))
+            rows.append(row_of(SamplerConfig(sampler.solver, nfe), section.n, values))
+    return rows
+
+
+def primary_metrics(
+    real: Reference, rows: list[Row]
+) -> dict[str, dict[str, float | None]]:
+    """What ``dvc exp show`` shows: the distances, and agreement; the rest is in the table."""
+    found: dict[str, dict[str, float | None]] = {}
+    for net, of_net in real.rows.items():
+        floor, held_out = (rounded(of_net[row][:, 0].mean()) for row in ROWS)
+        found[distances.DISTANCES[net]] = {"floor": floor, "held_out": held_out}
+    for name in (*found, *(["agreement"] if "agreement" in rows[0] else [])):
+        found.setdefault(name, {}).update({_key(row): row[name] for row in rows})
+    return found
+
+
+def samplers(
+    section: Evaluate, start: float, row: FlowRow
+) -> list[tuple[SamplerConfig, int]]:
+    """Each (sampler, number of sampling seeds) of a flow's table; that of many evaluations last.
+
+    Those of an imported EDM, which starts below t = 1, are by its own sampler.
+    """
+    few = [(SamplerConfig(section.solver, nfe, times=section.grids.get(str(nfe), ())),
+            row.seeds or section.seeds)
+           for nfe in section.nfe if nfe != section.many_nfe]  # fmt: skip
+    solver, grid = ("heun", "uniform") if start == 1 else ("edm-heun", "karras")
+    seeds = row.many_seeds or section.many_seeds
+    many = [(SamplerConfig(solver, section.many_nfe, grid), seeds)]
+    return few + many + ([(SamplerConfig(ADAPTIVE), seeds)] if section.adaptive else [])
+
+
+def measure(
+    flow: Flow,
+    real: Reference,
+    sampler: SamplerConfig,
+    config: Params,
+    i: int,
+    found: Results,
+) -> dict[str, float]:
+    """Every metric of sample set i of a sampler; for a conditional flow also how often the
+    classifier sees the label that was requested.
+
+    Images are drawn only for feature nets that have not seen them.
+    """
+    section, values, agreement = config.evaluate, dict[str, float](), dict[str, float]()
+    drawing = {"sampler": asdict(sampler), "seed": config.seed, "set": i, "n": section.n,
+               "device": flow.device.type, "code": code_of(flow, sampler.solver)}  # fmt: skip
+    sample: Sample | None = None
+    for net in real.extractors:
+        key = {**drawing, "net": real.digests[net], "neighbours": section.neighbours}
+        of_net = found.find(key)
+        if of_net is None:
+            sample = sample or drawn(flow, sampler, config.seed, i, section.n)
+            of_net = measures(real, net, sample, section.neighbours)
+            found.keep(key, of_net)
+        values |= dict(zip(distances.columns(net), of_net["distances"], strict=True))
+        agreement |= {k: v for k, v in of_net.items() if k == "agreement"}
+    return values | agreement
+
+
+class Sample(NamedTuple):
+    """Drawn images, uint8 (N, C, H, W), and the labels that were requested, if any."""
+
+    images: Tensor
+    y: Tensor | None
+
+
+def drawn(flow: Flow, sampler: SamplerConfig, seed: int, i: int, n: int) -> Sample:
+    """Sample set i of a seed."""
+    key = rng.subkey(seed, f"evaluate {i}")
+    y = _y(flow, key, n)
+    return Sample(pixels.to_uint8(flow.from_noise_key(key, n, sampler, y)), y)
+
+
+def measures(real: Reference, net: str, sample: Sample, neighbours: int) -> dict[str, Any]:
+    """What one feature net says of a sample set."""
+    fake = extract(real.extractors[net], sample.images)
+    found: dict[str, Any] = {"distances": compare(real.real[net], fake, neighbours)}
+    if net == "classifier" and sample.y is not None and real.classifier is not None:
+        requested = Images(sample.images.numpy(), sample.y.numpy())
+        found["agreement"] = classifier.accuracy(real.classifier, requested)
+    return found
+
+
+def row_of(sampler: SamplerConfig, n: int, found: list[dict[str, float]]) -> Row:
+    """A line of the table: means and standard deviations over sampling seeds; ``distance`` is
+    that of the first feature net again, under one name for `dvc plots`."""
+    row: Row = {"nfe": sampler.nfe, "solver": sampler.solver, "n": n, "seeds": len(found)}
+    row["distance"] = rounded(float(np.mean([next(iter(sample.values())) for sample in found])))
+    for name in found[0]:
+        values = np.array([sample[name] for sample in found])
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        row |= {name: rounded(values.mean()), f"{name}_std": rounded(spread)}
+    return row
+
+
+def properties(
+    flow: Flow, config: Params, found: Results, held_out: Images, images: str
+) -> dict[str, Any]:
+    """Straightness, round trip and noise of a flow, for its metrics file."""
+    section, device = config.evaluate, flow.device.type
+    paths = found.once(
+        {"straightness": section.straightness_n, "seed": config.seed, "device": device,
+         "code": code_of(flow, "euler")},
+        lambda: straightness(flow, config),
+    )  # fmt: skip
+    inverted = flow_metrics.Inversion(*found.once(
+        {"inversion": section.solver, "nfe": ROUND_TRIP_NFE, "images": images, "device": device,
+         "code": code_of(flow, section.solver)},
+        lambda: inversion(flow, held_out, section.solver),
+    ))  # fmt: skip
+    noise = inverted._asdict()
+    return {
+        "straightness": rounded(paths),
+        "round_trip": rounded(noise.pop("round_trip")),
+        "noise": {name: rounded(value) for name, value in noise.items()},
+    }
+
+
+def straightness(flow: Flow, config: Params) -> float:
+    key, n = rng.subkey(config.seed, "straightness"), config.evaluate.straightness_n
+    z = rng.normal(key, torch.arange(n), flow.shape).to(flow.device)
+    y = _y(flow, key, n)
+    y = None if y is None else y.to(flow.device)
+    return flow_metrics.straightness(flow.field, z, y, flow.start)
+
+
+def inversion(flow: Flow, held_out: Images, solver: str) -> flow_metrics.Inversion:
+    """Held-out images to noise and back at 8 evaluations each way."""
+    solver = solver if properties_of(solver).invertible else "euler"
+    sampler = SamplerConfig(solver, ROUND_TRIP_NFE)
+    which = np.linspace(0, len(held_out.images) - 1, min(MOST, len(held_out.images))).astype(int)
+    x = pixels.to_float(torch.from_numpy(held_out.images[which]))
+    y = held_out.labels[which].tolist() if flow.classes else None
+    z = flow.invert(x, sampler, y)
+    return flow_metrics.inversion(x, z, flow.decode(z, sampler, y))
+
+
+def speed(flow: Flow, n: int) -> float:
+    """Images per second at one evaluation, noise included, on this machine: the median of three
+    after a warm-up."""
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        flow.from_noise_key(0, n, SamplerConfig("euler", 1))
+        seconds.append(time.perf_counter() - start)
+    return n / float(np.median(seconds[1:]))
+
+
+def pictures(flow: Flow, name: str, config: Params) -> None:
+    """Sample grids per NFE and trajectories as PNG, from the same noise for every flow.
+
+    Those of a conditional flow show a class a row.
+    """
+    key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
+    shown = max(SHOWN, 8 * min(flow.classes, 16))
+    labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
+    for sampler, _ in samplers(config.evaluate, flow.start, config.flows[name]):
+        if sampler.solver == ADAPTIVE:
+            continue
+        images = flow.from_noise_key(key, shown, sampler, labels)
+        console.save_grid(images, folder / f"nfe{sampler.nfe}.png", 8)
+    z = rng.normal(key, torch.arange(8), flow.shape).to(flow.device)
+    y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
+    with torch.inference_mode():
+        grid = SamplerConfig("euler", 10).plan(flow.start)[0]
+        states = list(trajectory(flow.field, flow.start * z, grid, "euler", "full", y))
+    strip = torch.stack(states, dim=1).flatten(0, 1)
+    console.save_grid(strip, folder / "trajectory.png", len(states))
+
+
+def spent(flow: Flow, sampler: SamplerConfig) -> int:
+    """Evaluations of an adaptive solver, counted over a micro-batch."""
+    index = torch.arange(MICRO_BATCH)
+    z = rng.normal(0, index, flow.shape).to(flow.device)
+    y = _y(flow, 0, MICRO_BATCH)
+    y = None if y is None else y.to(flow.device)
+    return draw(flow.field, z, y, sampler, start=flow.start).nfe
+
+
+def _key(row: Row) -> str:
+    """The key of a row in the metrics file."""
+    return ADAPTIVE if row["solver"] == ADAPTIVE else f"nfe{row['nfe']}"
+
+
+def _y(flow: Flow, key: int, n: int) -> Tensor | None:
+    return rng.labels(key, torch.arange(n), flow.classes) if flow.classes else None
+
+
+def rounded(value: float) -> float | None:
+    """Five significant digits; None (an empty cell) for what was not measured."""
+    return float(f"{value:.5g}") if np.isfinite(value) else None

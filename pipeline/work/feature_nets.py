@@ -1,0 +1,97 @@
+"""The feature nets of the metrics, and what real images look like to them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.work import identity
+from rfpp_core import runtime
+from rfpp_core.config import section as sections
+from rfpp_core.config.evaluate import Features
+from rfpp_core.errors import UserError
+from rfpp_core.evaluation import inception
+from rfpp_core.evaluation.classifier import Classifier
+from rfpp_core.evaluation.extractors import Extract, pooled_pixels
+from rfpp_core.evaluation.reference import ROWS, Real, real_of
+from rfpp_core.storage import checkpoint, files
+
+CODE = {  # where each net is defined
+    "classifier": identity.Name("rfpp_core.evaluation.classifier", "Classifier"),
+    "pixels": identity.Name("rfpp_core.evaluation.extractors", "pooled_pixels"),
+    "inception": identity.Name("rfpp_core.evaluation.inception", "load"),
+    "inception_clean": identity.Name("rfpp_core.evaluation.inception", "load"),
+}
+
+
+def described(section: Features) -> dict[str, Any]:
+    """What of the section determines features: no path."""
+    return sections.described(section, {"inception_path"})
+
+
+def net_digest(net: str, section: Features, weights: dict[str, Tensor]) -> str:
+    """What a feature net is, beside its code."""
+    if net == "classifier":
+        return checkpoint.digest(weights)
+    if net.startswith("inception"):
+        return section.inception_sha256 or inception.WEIGHTS.sha256
+    return ""
+
+
+def extractors(
+    section: Features, classifier: Classifier | None
+) -> dict[str, Extract]:
+    """The feature nets that the params name, in that order."""
+    device = runtime.device()
+    found: dict[str, Extract] = {}
+    for name in section.nets:
+        if name == "classifier":
+            assert classifier is not None
+            found[name] = classifier.of_uint8
+        elif name == "pixels":
+            print("rfpp: fd_pixels compares averaged pixels: it sees neither detail nor content; "
+                  "prefer inception or a classifier", file=sys.stderr)  # fmt: skip
+            found[name] = pooled_pixels
+        else:
+            found[name] = inception.load(
+                section.inception_path, section.inception_sha256, name == "inception_clean", device
+            )
+    return found
+
+
+class Reference:
+    """The feature nets, and what real images look like to each."""
+
+    def __init__(self, section: Features) -> None:
+        tensors, metadata, _ = checkpoint.load(artifacts.FEATURES, "dvc repro reference")
+        if metadata.get("features") != described(section):
+            have = (metadata.get("features") or {}).get("nets", Features().nets)
+            raise UserError(
+                f"{artifacts.FEATURES} is of {', '.join(have)}, made with other features params "
+                f"than now ({', '.join(section.nets)}); run `dvc repro reference`"
+            )
+        self.classifier = None
+        if "classifier" in section.nets:
+            channels, side, _ = metadata["shape"]
+            self.classifier = Classifier(channels, metadata["classes"], side)
+            checkpoint.load_into(self.classifier, tensors, str(artifacts.FEATURES))
+            self.classifier.eval()
+        self.extractors = extractors(section, self.classifier)
+        arrays = np.load(artifacts.REFERENCE)
+        self.real: dict[str, Real] = {
+            net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
+        }
+        self.digests: dict[str, str] = {
+            net: self._digest(net, section, tensors) for net in section.nets
+        }
+        self.rows = {net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets}
+
+    def _digest(self, net: str, section: Features, tensors: dict[str, Tensor]) -> str:
+        """What a distance in a feature net depends on, beside the samples."""
+        real = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.real[net][:2]]
+        return files.digest([net, net_digest(net, section, tensors), *real])

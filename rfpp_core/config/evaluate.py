@@ -1,0 +1,87 @@
+"""Params ``features`` and ``evaluate``: what is measured, and with which feature nets."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rfpp_core.config.section import (
+    PathText,
+    Positive,
+    PositiveFloat,
+    Section,
+    Sha256,
+    SolverName,
+)
+from rfpp_core.sampling.solver_table import properties_of, steps_for
+
+
+class Features(Section):
+    """The feature nets of the metrics, the first that of the primary metric."""
+
+    nets: Annotated[
+        tuple[Literal["classifier", "inception", "inception_clean", "pixels"], ...],
+        Field(min_length=1),
+    ] = Field(
+        default=("classifier",),
+        description="classifier: trained here on the labels; inception: FID by clean-fid; "
+        "inception_clean: its own resizing; pixels: a last resort",
+    )
+    steps: Positive = Field(default=800, description="updates of the classifier")
+    batch: Positive = Field(default=128, description="of the classifier")
+    lr: PositiveFloat = Field(default=4e-3, description="of the classifier")
+    inception_path: PathText | None = Field(
+        default=None, description="clean-fid's Inception file; null for the cache, filled by download"
+    )
+    inception_sha256: Sha256 | None = Field(
+        default=None, description="digest that vouches for a file other than clean-fid's"
+    )
+
+    @model_validator(mode="after")
+    def each_once(self) -> Self:
+        if len(set(self.nets)) < len(self.nets):
+            raise ValueError(f"nets names one twice: {', '.join(self.nets)}")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured of every flow."""
+
+    n: Positive = Field(default=5000, description="samples a row")
+    seeds: Positive = Field(default=3, description="sampling seeds of the rows of few evaluations")
+    nfe: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        default=(1, 2, 4, 8), description="numbers of network evaluations, a row each"
+    )
+    solver: SolverName = Field(default="euler", description="of these rows")
+    grids: dict[str, tuple[float, ...]] = Field(
+        default={}, description='times of a row by its NFE, such as {"2": [1.0, 0.8]}; else uniform'
+    )
+    many_nfe: Positive = Field(default=35, description="evaluations of the last row, by Heun")
+    many_seeds: Positive = Field(default=1, description="sampling seeds of the last row")
+    adaptive: bool = Field(default=False, description="one more row by RK45, whose evaluations are counted")
+    neighbours: Positive = Field(default=3, description="of precision and recall")
+    straightness_n: Positive = Field(default=200, description="paths of the straightness")
+
+    @model_validator(mode="after")
+    def enough_samples(self) -> Self:
+        if self.n <= self.neighbours + 1:
+            raise ValueError(f"n ({self.n}) must exceed neighbours + 1 ({self.neighbours + 1})")
+        return self
+
+    @model_validator(mode="after")
+    def the_solver_fits(self) -> Self:
+        if not properties_of(self.solver).starts_at_1:
+            raise ValueError(f"solver {self.solver} cannot start at t = 1; the row of many "
+                             f"evaluations of an imported teacher is by it anyway")  # fmt: skip
+        for name, times in self.grids.items():
+            known = re.fullmatch("[1-9][0-9]{0,8}", name)
+            steps = steps_for(self.solver, int(name))[0] if known else 0
+            inner = times[:-1] if times and times[-1] == 0 else times
+            falling = inner[:1] == (1.0,) and all(a > b for a, b in pairwise((*inner, 0.0)))
+            if not falling or len(inner) != steps or int(name) not in self.nfe:
+                raise ValueError(f"grids.{name} must be {steps} times falling from 1, for one "
+                                 f"of nfe {list(self.nfe)}; it is {list(times)}")  # fmt: skip
+        return self

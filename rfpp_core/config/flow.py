@@ -1,0 +1,27 @@
+"""Params ``flows``: the flows of a run, each a recipe, its data, and where it starts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rfpp_core.config.section import Name, Positive, Section
+
+IMAGES = "images"  # the name of the real images among data
+
+
+class FlowRow(Section):
+    """A row of ``flows``.  ``dvc.yaml`` reads the first four keys, so every row has them."""
+
+    recipe: Name = Field(description="a row of recipes")
+    data: Name = Field(description="images, or a row of pairs")
+    mix: Name = Field(
+       description="images, or a row of pairs, of which the recipe's `mix` takes its share; "
+        "without effect where that is 0",
+    )  # fmt: skip
+    start: Name = Field(description="initial weights: a row of networks, or another flow")
+    seeds: Positive | None = Field(
+        default=None, description="sampling seeds of its rows of few evaluations; null: evaluate.seeds"
+    )
+    many_seeds: Positive | None = Field(
+        default=None, description="of its row of many; null: evaluate.many_seeds"
+    )

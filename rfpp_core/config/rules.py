@@ -1,0 +1,157 @@
+"""What must hold across the sections of the params: names, order, and options that go together.
+
+Every rule raises ValueError with one line: what is wrong, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rfpp_core.config.flow import IMAGES
+from rfpp_core.sampling.solver_table import properties_of, steps_for
+
+if TYPE_CHECKING:
+    from rfpp_core.config.params import Params
+
+EARLIER = ("network", "pretrain", "generate", "reflow", "rounds", "invert", "finetune", "finetunes")
+RESERVED = {"features": "models/features.safetensors", IMAGES: "data/images.zarr"}
+
+
+def check(params: Params) -> None:
+    """All rules, in an order in which each may rely on those before.
+
+    Raises:
+        ValueError: the first that is broken.
+    """
+    _names_do_not_clash(params)
+    _rows_exist(params)
+    _nothing_goes_in_circles(params)
+    _zero_steps_are_imports(params)
+    _batches_fit_their_pairs(params)
+    _mixing_has_a_second_set(params)
+    _guidance_has_labels(params)
+    _imported_teachers_keep_their_start(params)
+
+
+def earlier_sections(raw: Mapping[str, Any]) -> list[str]:
+    """Sections of params files of earlier versions."""
+    return [name for name in EARLIER if name in raw]
+
+
+def _names_do_not_clash(params: Params) -> None:
+    """Networks and flows share models/, pairs and images share data/."""
+    maps: dict[str, Collection[str]] = {
+        "networks": params.networks, "pairs": params.pairs, "flows": params.flows,
+    }  # fmt: skip
+    seen: dict[str, str] = {}
+    for section, rows in maps.items():
+        for name in rows:
+            if name in RESERVED:
+                raise ValueError(f"{section}.{name}: this name is taken by {RESERVED[name]}; take "
+                                 f"another")  # fmt: skip
+            if name in seen:
+                raise ValueError(f"{section}.{name} has the name of {seen[name]}.{name}; rows of "
+                                 f"networks, pairs and flows need names of their own")  # fmt: skip
+            seen[name] = section
+
+
+def _rows_exist(params: Params) -> None:
+    data = [IMAGES, *params.pairs]
+    for name, row in params.flows.items():
+        _known(f"flows.{name}.recipe", row.recipe, params.recipes, "recipes")
+        _known(f"flows.{name}.data", row.data, data, "data")
+        _known(f"flows.{name}.mix", row.mix, data, "data")
+        starts = [*params.networks, *params.flows]
+        _known(f"flows.{name}.start", row.start, starts, "networks and flows")
+    for name, pairs in params.pairs.items():
+        _known(f"pairs.{name}.teacher", pairs.teacher, params.flows, "flows")
+
+
+def _known(where: str, name: str, rows: Collection[str], what: str) -> None:
+    if name not in rows:
+        raise ValueError(f"{where} is {name}; there is no such row ({what}: {', '.join(rows)})")
+
+
+def _nothing_goes_in_circles(params: Params) -> None:
+    """A flow needs its start and the teacher of its pairs before it."""
+
+    def needs(flow: str) -> Iterator[str]:
+        row = params.flows[flow]
+        if row.start in params.flows:
+            yield row.start
+        for data in (row.data, row.mix):
+            if data in params.pairs:
+                yield params.pairs[data].teacher
+
+    done: set[str] = set()
+
+    def visit(flow: str, path: tuple[str, ...]) -> None:
+        if flow in path:
+            circle = " <- ".join((*path[path.index(flow) :], flow))
+            raise ValueError(f"flows.{flow} needs itself ({circle}); a start, and the teacher of "
+                             f"its pairs, must be made before")  # fmt: skip
+        if flow not in done:
+            for other in needs(flow):
+                visit(other, (*path, flow))
+            done.add(flow)
+
+    for flow in params.flows:
+        visit(flow, ())
+
+
+def _zero_steps_are_imports(params: Params) -> None:
+    for name in params.flows:
+        if not params.recipe_of(name).steps and not params.is_imported(name):
+            start = params.flows[name].start
+            if start in params.networks:
+                raise ValueError(f"flows.{name} has 0 steps and starts from networks.{start}, "
+                                 f"which has no checkpoint: it would be noise; give the recipe "
+                                 f"steps, or the network a checkpoint")  # fmt: skip
+
+
+def _batches_fit_their_pairs(params: Params) -> None:
+    for name, row in params.flows.items():
+        n = params.pairs[row.data].n if row.data in params.pairs else None
+        batch = params.recipe_of(name).batch
+        if n is not None and n < batch and params.recipe_of(name).steps:
+            raise ValueError(f"recipes.{row.recipe}.batch ({batch}) is larger than the set of "
+                             f"pairs (pairs.{row.data}.n = {n})")  # fmt: skip
+
+
+def _mixing_has_a_second_set(params: Params) -> None:
+    for name, row in params.flows.items():
+        if params.uses_mix(name) and row.mix == row.data:
+            raise ValueError(f"flows.{name} mixes {row.mix} with itself; name another set in mix, "
+                             f"or take a recipe with mix: 0")  # fmt: skip
+
+
+def _guidance_has_labels(params: Params) -> None:
+    """Guidance needs a teacher that learned without labels, too, wherever it was trained."""
+    for name, pairs in params.pairs.items():
+        if pairs.guidance == 1:
+            continue
+        chain, flow = [], pairs.teacher
+        while flow in params.flows:
+            chain.append(flow)
+            flow = params.flows[flow].start
+        dropped = all(params.recipe_of(flow).label_dropout > 0 for flow in chain)
+        if not params.networks[flow].conditional or not dropped:
+            raise ValueError(f"pairs.{name}.guidance other than 1 needs conditional: true in "
+                             f"networks.{flow}, and label_dropout above 0 in the recipes of "
+                             f"{', '.join(chain)}; an imported teacher has neither")  # fmt: skip
+
+
+def _imported_teachers_keep_their_start(params: Params) -> None:
+    """EDM's checkpoints know times up to 80/81; its own sampler is for them alone."""
+    for name, pairs in params.pairs.items():
+        if pairs.source == "import":
+            continue
+        imported = params.is_imported(pairs.teacher)
+        if not imported and not properties_of(pairs.solver).starts_at_1:
+            raise ValueError(f"pairs.{name}.solver {pairs.solver} integrates over sigma, which has "
+                             f"no end at t = 1: it is for an imported teacher, and "
+                             f"{pairs.teacher} is trained here")  # fmt: skip
+        if imported and pairs.grid == "uniform" and steps_for(pairs.solver, pairs.nfe)[0] > 80:
+            raise ValueError(f"pairs.{name}.grid: uniform with more than 80 steps begins before "
+                             f"an imported EDM's first time, 80/81; take karras")  # fmt: skip

@@ -1,0 +1,88 @@
+"""Real images as the metrics see them, and what sample sets are compared with.
+
+Every table has two real rows at the same n as its samples: a bootstrap of the training split (the
+floor, which no generator can be expected to pass) and the held-out split.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rfpp_core.evaluation import distances
+from rfpp_core.rng import subkey, uniform
+
+Array = NDArray[np.float32]
+ROWS = ("floor", "held_out_row")  # the two real rows of a table
+MOST = 10_000  # images of a set that KID, precision and recall look at: their cost is its square
+
+
+class Real(NamedTuple):
+    """Real images in one feature net: features (N, D) of both splits and their moments."""
+
+    train: Array
+    held_out: Array
+    moments: tuple[distances.Gaussian, distances.Gaussian]
+
+
+def real_of(train: Array, held_out: Array) -> Real:
+    """Features of both splits with their moments."""
+    return Real(train, held_out, (distances.gaussian(train), distances.gaussian(held_out)))
+
+
+def compare(real: Real, fake: Array, neighbours: int) -> tuple[float, float, float, float, float]:
+    """Frechet distances to the training and to the held-out split; to the training split also KID
+    on standardised features, precision and recall (of at most 10,000 images a set)."""
+    of_fake = distances.gaussian(fake)
+    fd, fd_held_out = (distances.frechet(of_fake, to) for to in real.moments)
+    train, fakes = (_spread(rows).astype(np.float64) for rows in (real.train, fake))
+    scale = distances.standardizer(train)
+    kid = distances.kid(scale(fakes), scale(train))
+    return fd, fd_held_out, kid, *distances.precision_recall(train, fakes, neighbours)
+
+
+def real_rows(
+    real: Real, n: int, seeds: int, neighbours: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Metrics of real images, (seeds, 5) for each of ``ROWS``.
+
+    Frechet distances are those of bootstraps of n images.  A bootstrap repeats images, which
+    distorts KID and makes neighbours of copies, so the held-out set's KID, precision and recall
+    are those of its distinct images; the training set against itself has none.
+
+    Args:
+        real: features of both splits.
+        n: images of a bootstrap.
+        seeds: bootstraps.
+        neighbours: of precision and recall.
+        seed: of the bootstraps.
+    """
+    rows = {}
+    distinct = compare(real, real.held_out, neighbours)
+    for row, part in zip(ROWS, (real.train, real.held_out), strict=True):
+        found = []
+        for i in range(seeds):
+            some = distances.gaussian(_resample(part, n, seed, f"{row} {i}"))
+            fd, fd_held_out = (distances.frechet(some, to) for to in real.moments)
+            others = distinct[2:] if part is real.held_out else (np.nan,) * 3
+            found.append((fd, fd_held_out, *others))
+        rows[row] = np.array(found)
+    return rows
+
+
+def _spread(rows: Array) -> Array:
+    """At most 10,000 rows, evenly."""
+    if len(rows) <= MOST:
+        return rows
+    some: Array = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]
+    return some
+
+
+def _resample(rows: Array, n: int, seed: int, purpose: str) -> Array:
+    """A bootstrap sample of n rows."""
+    pick = uniform(subkey(seed, purpose), torch.arange(n)) * len(rows)
+    chosen: Array = rows[pick.long().numpy()]
+    return chosen

@@ -1,0 +1,218 @@
+"""A trained flow: images from noise, noise from images, from one model file.
+
+Image i of a seed is a function of (flow, sampler, seed, i) and of which others share its
+micro-batch; micro-batches are aligned with the index, so threads and workers change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp_core import rng
+from rfpp_core.errors import UserError, quoted
+from rfpp_core.runtime import map_exact
+from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
+from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
+
+MICRO_BATCH = 250
+MOST, MOST_NFE = 1 << 24, 100_000  # images at a time, evaluations an image
+FEW = 8  # evaluations up to which Euler draws better than Heun
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A trained field with what is needed to sample from it.
+
+    ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``about`` is the metadata
+    of its file; ``digest`` the sha256 of weights and architecture.
+    """
+
+    field: nn.Module
+    shape: tuple[int, int, int]
+    classes: int = 0
+    digest: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.field.parameters()).device
+
+    @property
+    def start(self) -> float:
+        """The first time: 1, but an imported EDM knows none above 80/81."""
+        return float(self.metadata.get("start", 1.0))
+
+    def sample(
+        self,
+        n: int,
+        nfe: int = 1,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> Tensor:
+        """Draws n images, float32 (n, C, H, W) on the CPU, about in [-1, 1].
+
+        Args:
+            n: how many.
+            nfe: network evaluations an image; Euler up to 8, Heun beyond, unless ``sampler`` says.
+            seed: images of one seed share their noise across flows and NFE.
+            labels: one label for all or one each; drawn uniformly if the flow is conditional.
+            sampler: solver, grid and guidance.
+
+        Raises:
+            UserError: if n or nfe is below 1 or a label is out of range.
+        """
+        if not 1 <= n <= MOST or nfe < 1:
+            raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}, "
+                            f"nfe = {nfe}")  # fmt: skip
+        sampler = sampler or SamplerConfig(default_solver(nfe), nfe)
+        key = rng.subkey(seed, "sample")
+        return self.from_noise_key(key, n, sampler, self._labels(key, n, labels))
+
+    def labels(self, n: int, seed: int, given: Sequence[int] | None = None) -> list[int] | None:
+        """The labels of n images as :meth:`sample` takes or draws them; None without classes."""
+        if not 1 <= n <= MOST:
+            raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}")
+        found = self._labels(rng.subkey(seed, "sample"), n, given)
+        return None if found is None else [int(y) for y in found]
+
+    def from_noise_key(
+        self, key: int, n: int, sampler: SamplerConfig, labels: Tensor | None = None
+    ) -> Tensor:
+        """Images of noise 0..n-1 under a key, as :meth:`sample`."""
+
+        index = torch.arange(n)
+        return self._map(
+            n,
+            lambda part: rng.normal(key, index[part].to(self.device), self.shape),
+            sampler,
+            labels,
+        )
+
+    def decode(self, z: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None) -> Tensor:
+        """Images float32 (B, C, H, W) on the CPU of given noises (B, C, H, W).
+
+        Raises:
+            UserError: if a label is wrong or missing.
+        """
+        return self._transport(z, sampler, labels, backwards=False)
+
+    def invert(self, x: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None) -> Tensor:
+        """Noises float32 (B, C, H, W) of given images in [-1, 1]: the same ODE from t = 0 to 1.
+
+        Raises:
+            UserError: if a label is wrong or missing, or the solver has no inverse.
+        """
+        if sampler.solver != ADAPTIVE and not properties_of(sampler.solver).invertible:
+            raise UserError("the anchored update starts from the noise and has no inverse; use "
+                            "euler, midpoint or heun")  # fmt: skip
+        return self._transport(x, sampler, labels, backwards=True)
+
+    def _transport(
+        self, state: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None, backwards: bool
+    ) -> Tensor:
+        if self.classes and labels is None:
+            raise UserError(f"this flow is conditional; give a label in 0..{self.classes - 1}")
+        y = self._labels(0, len(state), labels)
+        return self._map(
+            len(state), lambda part: state[part].to(self.device), sampler, y, backwards
+        )
+
+    def _map(
+        self,
+        n: int,
+        states: Callable[[slice], Tensor],
+        sampler: SamplerConfig,
+        y: Tensor | None,
+        backwards: bool = False,
+    ) -> Tensor:
+        """Draws from the initial states of n samples in index-aligned micro-batches."""
+
+        def one(first: int) -> Tensor:
+            part = slice(first, min(first + MICRO_BATCH, n))
+            label = None if y is None else y[part].to(self.device)
+            state = states(part)
+            found = draw(self.field, state, label, sampler, backwards, self.start)
+            return found.x.float().cpu()
+
+        return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
+
+    def _labels(self, key: int, n: int, labels: Sequence[int] | None) -> Tensor | None:
+        if labels is None:
+            return rng.labels(key, torch.arange(n), self.classes) if self.classes else None
+        if not self.classes:
+            raise UserError("this flow was trained without labels (conditional: false in its network)")
+        if len(labels) not in (1, n):
+            raise UserError(f"give 1 label or {n}, not {len(labels)}")
+        if wrong := [y for y in labels if not 0 <= y < self.classes]:
+            raise UserError(f"label {wrong[0]} is out of range 0..{self.classes - 1}")
+        return torch.tensor(list(labels) * (n if len(labels) == 1 else 1))
+
+
+def sampler_for(
+    flow: Flow, nfe: int, solver: str | None, grid: str = "", guidance: float = 1.0
+) -> SamplerConfig:
+    """The sampler that a command line asks for, checked for a flow.
+
+    Args:
+        flow: what it draws from.
+        nfe: network evaluations an image.
+        solver: its name; None for Euler up to 8 evaluations and Heun beyond.
+        grid: uniform (""), karras, or times such as 1,0.8.
+        guidance: guidance scale, 1 for none.
+
+    Raises:
+        UserError: saying what is wrong and what is allowed.
+    """
+    if not 1 <= nfe <= MOST_NFE:
+        raise UserError(f"nfe must be at least 1 and at most {MOST_NFE}; got {nfe}")
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"guidance must be a finite number of at least 0, 1 for none; got "
+                        f"{guidance}")  # fmt: skip
+    if guidance != 1 and not flow.classes:
+        raise UserError("guidance needs a flow with labels (conditional: true in its network)")
+    named = grid in ("", "uniform", "karras")
+    try:
+        times = () if named else tuple(float(time) for time in grid.split(","))
+    except ValueError:
+        raise UserError(f"the grid is '{quoted(grid)}'; it must be uniform, karras or times "
+                        f"such as 1,0.8") from None  # fmt: skip
+    solver = solver or default_solver(nfe)
+    if solver == ADAPTIVE:
+        return SamplerConfig(solver, guidance=guidance)
+    name = (grid or "uniform") if named else "uniform"
+    sampler = SamplerConfig(solver, nfe, name, times, guidance)
+    sampler.plan(flow.start)
+    return sampler
+
+
+def default_solver(nfe: int) -> str:
+    """Euler for few evaluations, Heun beyond."""
+    return "euler" if nfe <= FEW else "heun"
+
+
+def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
+    """Spherical interpolation from noise ``a`` to ``b``, each (C, H, W), at fractions u (N,).
+
+    Weights ``sin((1 - u) w) / sin(w)`` and ``sin(u w) / sin(w)``, w the angle between them, keep
+    the norm of Gaussian noise; (nearly) parallel ends fall back to the straight line.
+
+    Returns:
+        (N, C, H, W).
+    """
+    flat_a, flat_b, u = a.double().flatten(), b.double().flatten(), u.double()[:, None]
+    scale = flat_a.norm() * flat_b.norm()
+    cosine = (flat_a @ flat_b / scale).clamp(-1, 1) if scale > 0 else flat_a.new_ones(())
+    angle = torch.acos(cosine)
+    if torch.sin(angle) < 1e-6:
+        mixed = (1 - u) * flat_a + u * flat_b
+    else:
+        mixed = torch.sin((1 - u) * angle) * flat_a + torch.sin(u * angle) * flat_b
+        mixed = mixed / torch.sin(angle)
+    return mixed.reshape(-1, *a.shape).to(a.dtype)

@@ -1,0 +1,29 @@
+"""Noise/image pairs of a store: noise that a seed regenerates, or noise that the store holds."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rfpp_core.images.loader import Batch
+from rfpp_core.rng import StepRNG, normal
+from rfpp_core.training.couplings import Coupled, Coupling
+
+
+def seeded(seed: int) -> Coupling:
+    """Noise i is a function of (seed, i), the same that generated image i."""
+
+    def pair(batch: Batch, draws: StepRNG) -> Coupled:
+        z = normal(seed, batch.position, tuple(batch.x.shape[1:]))
+        return Coupled(batch.x, z, batch.y)
+
+    return pair
+
+
+def stored(noise: Tensor) -> Coupling:
+    """The pairs of a store that holds its noise: float32 (N, C, H, W)."""
+
+    def pair(batch: Batch, draws: StepRNG) -> Coupled:
+        z = noise[batch.position.to(noise.device)].to(batch.x)
+        return Coupled(batch.x, z, batch.y)
+
+    return pair
