@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.workers.launch import free_port
-from tests.conftest import Project
+from tests.helpers import Project
 from tests.faults.kinds import KINDS
 from tests.faults.scene import Failure, Scene, code_digest, reference
 

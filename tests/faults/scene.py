@@ -18,7 +18,7 @@ import yaml
 
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint, files
-from tests.conftest import ROOT, Project, new_project, processes_in
+from tests.helpers import ROOT, Project, new_project, processes_in
 
 LATER = {
     "pretrain": ["models/flow1.safetensors", "data/pairs_2.zarr", "models/flow2.safetensors",

@@ -7,7 +7,7 @@ from rfpp_core import rng
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.rng import StepRNG
-from tests.conftest import spec_for
+from tests.helpers import spec_for
 
 INDEX = torch.tensor([0, 1, 2, 1000, 2**20 + 1, 2**40 + 7])
 

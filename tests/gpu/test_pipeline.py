@@ -12,7 +12,7 @@ from rfpp_core.config import build
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint
 from rfpp_core.training import couplings
-from tests.conftest import spec_for
+from tests.helpers import spec_for
 from tests.gpu.small import SHAPE, architecture, go, images, start, with_
 
 

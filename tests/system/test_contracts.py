@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FACADE = ROOT / "rfpp_core" / "__init__.py"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

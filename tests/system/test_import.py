@@ -13,7 +13,7 @@ from rfpp_core.config.network import Network
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.interop import importing
 from rfpp_core.storage import checkpoint, files
-from tests.conftest import SMOKE, new_project, ran, randomised, save_tiny
+from tests.helpers import SMOKE, new_project, ran, randomised, save_tiny
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), precond="edm")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rfpp_core.storage import checkpoint
-from tests.conftest import Project
+from tests.helpers import Project
 
 TOLERANCE = 2e-4  # sums of gradients in another order, over 100 updates of Adam
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import files
-from tests.conftest import Project, new_project, processes_in, ran
+from tests.helpers import Project, new_project, processes_in, ran
 
 MODELS = ("models/flow1.safetensors", "models/flow2.safetensors")
 PAIRS = "data/pairs_2.zarr"

@@ -19,7 +19,7 @@ from rfpp_core.images.pixels import to_uint8
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint
-from tests.conftest import ROOT, SMOKE, randomised, save_tiny, spec_for, tiny_arch
+from tests.helpers import ROOT, SMOKE, randomised, save_tiny, spec_for, tiny_arch
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 

@@ -4,7 +4,7 @@ import yaml
 
 from rfpp_core.config import build, params
 from rfpp_core.errors import UserError
-from tests.conftest import ROOT, SMOKE
+from tests.helpers import ROOT, SMOKE
 
 LATER = {"warmup_from_zero": False, "nonfinite": "stop", "antithetic": False, "chunk": 0}
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from rfpp_core.config import params, yaml_file
 from rfpp_core.errors import UserError
-from tests.conftest import ROOT, SMOKE
+from tests.helpers import ROOT, SMOKE
 
 TEXT = SMOKE.read_text()
 quick = settings(

@@ -144,7 +144,7 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     from rfpp_core.images.buffers import Buffers
     from rfpp_core.images.loader import Batch
     from rfpp_core.storage import checkpoint
-    from tests.conftest import SMOKE, save_tiny
+    from tests.helpers import SMOKE, save_tiny
 
     monkeypatch.chdir(tmp_path)
     paths, _, noises, _ = official()

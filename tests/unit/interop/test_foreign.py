@@ -25,7 +25,7 @@ from torch import nn
 
 from rfpp_core.errors import UserError
 from rfpp_core.interop import foreign, spans
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PERSISTENT = "torch_utils.persistence"
 # torch's, about files that are refused anyway, and about making some of them

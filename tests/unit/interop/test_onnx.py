@@ -8,7 +8,7 @@ from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.interop.onnx import export
 from rfpp_core.sampling.sampler import SamplerConfig
-from tests.conftest import save_tiny
+from tests.helpers import save_tiny
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["unconditional", "conditional"])

@@ -22,7 +22,7 @@ from rfpp_core.interop import foreign, importing
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint, files
-from tests.conftest import SMOKE, randomised, spec_for, tiny_arch
+from tests.helpers import SMOKE, randomised, spec_for, tiny_arch
 
 few = settings(max_examples=60, deadline=None, derandomize=True,
                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
@@ -32,9 +32,24 @@ documents = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
     max_leaves=8,
 )
-WHOLE = yaml.safe_load(SMOKE.read_text())
-PLACES = [(section, name) for section, values in WHOLE.items() if isinstance(values, dict)
-          for name in values]  # fmt: skip
+
+
+def places(document, *outer):
+    """The paths of all sections, rows and values of a document."""
+    for name, value in document.items():
+        yield (*outer, name)
+        if isinstance(value, dict):
+            yield from places(value, *outer, name)
+
+
+def with_value(document, place, value):
+    """A copy of a document with something else in one place."""
+    name, *inner = place
+    return {**document, name: with_value(document[name], inner, value) if inner else value}
+
+
+WHOLE = yaml.safe_load(SMOKE)
+PLACES = list(places(WHOLE))
 
 
 def declared(call):
@@ -52,8 +67,7 @@ def declared(call):
 @few
 @given(st.sampled_from(PLACES), documents)
 def test_params_with_anything_in_a_place(place, value):
-    section, name = place
-    declared(lambda: params.parse({**WHOLE, section: {**WHOLE[section], name: value}}))
+    declared(lambda: params.parse(with_value(WHOLE, place, value)))
 
 
 @few
@@ -72,7 +86,7 @@ def test_yaml_runs_nothing(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-ABOUT = {"architecture": tiny_arch(), "provenance": {"stage": "pretrain"}, "start": 1.0}
+METADATA = {"architecture": tiny_arch(), "provenance": {"stage": "pretrain"}, "start": 1.0}
 
 
 def write_model(path, tensors, metadata):
@@ -84,13 +98,13 @@ def write_model(path, tensors, metadata):
 
 
 @few
-@given(st.sampled_from([*ABOUT["architecture"], "about", "start", "architecture"]), documents)
+@given(st.sampled_from([*METADATA["architecture"], "all", "start", "architecture"]), documents)
 def test_model_metadata(tmp_path, place, value):
     """One part of the document is anything; big enough networks would be an attack by size."""
-    metadata = json.loads(json.dumps(ABOUT))
+    metadata = json.loads(json.dumps(METADATA))
     if place in metadata:
         metadata[place] = value
-    elif place == "about":
+    elif place == "all":
         metadata = value
     else:
         metadata["architecture"][place] = value
@@ -109,7 +123,7 @@ def test_model_files(tmp_path, content):
 
 def test_a_network_too_large_to_build_is_refused(tmp_path):
     """The metadata of a small file cannot make the reader allocate without bound."""
-    metadata = json.loads(json.dumps(ABOUT))
+    metadata = json.loads(json.dumps(METADATA))
     metadata["architecture"] |= {"channels": 8 * 10**6, "multipliers": [10**4] * 6}
     write_model(tmp_path / "m.safetensors", {"x": torch.zeros(1)}, metadata)
     with pytest.raises(UserError, match="not an architecture"):

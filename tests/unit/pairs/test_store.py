@@ -10,7 +10,7 @@ from rfpp_core.images.buffers import Buffers
 from rfpp_core.pairs import markers
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore, rebuild_metadata
-from tests.conftest import spec_for
+from tests.helpers import spec_for
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)

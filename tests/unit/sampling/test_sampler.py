@@ -6,7 +6,7 @@ from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.sampling.sampler import Guided, slerp
 from rfpp_core.sampling.solvers import solve
-from tests.conftest import randomised, save_tiny, tiny_arch
+from tests.helpers import randomised, save_tiny, tiny_arch
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pipeline.stages import preflight, reference
 from pipeline.work import workdir
 from rfpp_core.config import params
 from rfpp_core.storage import checkpoint
-from tests.conftest import SMOKE
+from tests.helpers import SMOKE
 from tests.unit.images.test_sources import CLASSES, tree, zipped
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.stages import prepare, source
 from pipeline.work import workdir
 from rfpp_core.images import store as image_store
-from tests.conftest import SMOKE
+from tests.helpers import SMOKE
 from tests.unit.images.test_sources import CLASSES, tree
 from tests.unit.stages.test_preflight import check  # noqa: F401 - a fixture
 

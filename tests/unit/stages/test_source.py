@@ -15,7 +15,7 @@ from pipeline.stages import source
 from pipeline.work import workdir
 from rfpp_core.config import params
 from rfpp_core.errors import UserError
-from tests.conftest import Project, new_project
+from tests.helpers import Project, new_project
 
 
 @pytest.fixture

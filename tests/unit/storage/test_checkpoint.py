@@ -6,7 +6,7 @@ from rfpp_core import load_flow
 from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.storage import checkpoint
-from tests.conftest import save_tiny, tiny_arch
+from tests.helpers import save_tiny, tiny_arch
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -76,7 +76,7 @@ def test_wrong_shapes_are_listed(tmp_path):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("about", [{}, {"architecture": {"arch": "other", "shape": [1, 8, 8]}}])
+@pytest.mark.parametrize("metadata", [{}, {"architecture": {"arch": "other", "shape": [1, 8, 8]}}])
 def test_foreign_metadata_is_refused(tmp_path, metadata):
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, {"x": torch.zeros(1)}, metadata)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from rfpp_core.config import build
-from rfpp_core.config.params import Loss, Reflow, Times
+from rfpp_core.config.recipe import Loss, Recipe, Times
 from rfpp_core.errors import UserError
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG

@@ -11,7 +11,7 @@ from rfpp_core.images import loader
 from rfpp_core.storage import checkpoint
 from rfpp_core.training import couplings, ema
 from rfpp_core.training.trainer import NonFiniteLoss, TrainConfig, TrainState, check_share, train
-from tests.conftest import tiny_arch
+from tests.helpers import tiny_arch
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)

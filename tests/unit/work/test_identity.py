@@ -16,7 +16,7 @@ from pipeline.work import identity, training_job
 from rfpp_core.config import build, params
 from rfpp_core.config.params import Architecture, Network, Section
 from rfpp_core.pairs.spec import PairSpec
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FROZEN = Path(__file__).parent / "frozen_defaults.json"
 LABELS = ("small_unet u_shape pseudo_huber seeded", "small_unet uniform l2 independent",

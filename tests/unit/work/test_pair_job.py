@@ -12,7 +12,7 @@ from rfpp_core.errors import UserError
 from rfpp_core.images.pixels import to_uint8
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.solvers import solve
-from tests.conftest import save_tiny, spec_for
+from tests.helpers import save_tiny, spec_for
 
 
 class HerePool:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from pipeline.work import workdir
 from rfpp_core.errors import Corrupted, UserError
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 @pytest.fixture

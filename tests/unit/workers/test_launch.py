@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, processes_in
+from tests.helpers import ROOT, processes_in
 
 
 def start(home, mode):
