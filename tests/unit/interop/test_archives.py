@@ -36,8 +36,8 @@ def official(tmp_path):
         found = list(states(N))
         noises = np.stack([z for _, z in found])
         rng = np.random.default_rng(1)
-        law = noises if coupled else rng.normal(size=noises.shape)
-        images = np.clip(127.5 + 60 * law, 0, 255).astype(np.uint8)
+        drawn = noises if coupled else rng.normal(size=noises.shape)
+        images = np.clip(127.5 + 60 * drawn, 0, 255).astype(np.uint8)
         labels = rng.integers(0, 4, N)
         paths = [tmp_path / name for name in ("samples.zip", "z.zip", "images_labels.csv")]
         with zipfile.ZipFile(paths[0], "w") as pictures, zipfile.ZipFile(paths[1], "w") as zs:
@@ -132,15 +132,16 @@ def test_what_is_wrong_is_said(official, tmp_path):
         archives.Archive(paths[0], paths[1], None)
 
 
-def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
-    """Through the stages' own code: generate publishes it, reflow couples its stored noise."""
+def test_a_flow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
+    """Through the stages' own code: generate publishes it, train uses its stored noise."""
     import torch
     import yaml
 
-    from pipeline.stages import reflow
-    from pipeline.work import pair_job
-    from rfpp_core.config import build
-    from rfpp_core.config.params import Network
+    from pipeline.stages import generate
+    from pipeline.work import ledger, training_job
+    from rfpp_core.config import build, params
+    from rfpp_core.config.network import Network
+    from rfpp_core.images import store as image_store
     from rfpp_core.images.buffers import Buffers
     from rfpp_core.images.loader import Batch
     from rfpp_core.storage import checkpoint
@@ -149,36 +150,41 @@ def test_reflow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths, _, noises, _ = official()
     convert(paths, tmp_path / "official.zarr")
-    raw = yaml.safe_load(SMOKE.read_text())
+    raw = yaml.safe_load(SMOKE)
     digest = PairStore.open(tmp_path / "official.zarr").digest()
-    raw["generate"] |= {"source": "import", "path": "official.zarr", "digest": digest}
-    raw["reflow"] |= {"batch": 10}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    raw["pairs"] = {"pairs2": {"teacher": "flow1", "source": "import", "path": "official.zarr",
+                               "digest": digest}}  # fmt: skip
+    raw["recipes"]["reflow"] |= {"batch": 10}
+
+    def written():
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+        return params.load()
+
+    config = written()
     (tmp_path / "models").mkdir()
     arch = build.architecture(Network(channels=8), (3, SIDE, SIDE), 0)
     metadata = {"architecture": arch, "provenance": {"budget_with_ancestors": 1}}
     flow1 = tmp_path / "models/flow1.safetensors"
     checkpoint.save(flow1, build.field(arch).state_dict(), metadata)
-    pair_job.run("2")
-    assert reflow.job("2").forwards == N * 35
-    images, _, coupling, _ = reflow.load("2", Buffers(tmp_path / "flat", limit=0))
+    monkeypatch.setattr(image_store, "metadata", lambda path: {"digest": "of other images"})
+    generate.run("pairs2")
+    job = training_job.job_of("flow2", config)
+    (data,) = job.sets
+    assert job.spent[ledger.key("pairs", data.digest)] == N * 35
+    images, _, coupling = training_job.load(job, Buffers(tmp_path / "flat", limit=0))
     at = torch.tensor([3, 17])
     _, z, _ = coupling(Batch(images[at].float(), at, None), None)
     np.testing.assert_array_equal(z, noises[at])
     save_tiny(flow1)
-    with pytest.raises(
-        UserError, match=r"images of 3x8x8, but models/flow1.safetensors is of 1x8x8"
-    ):
-        reflow.job("2")
+    with pytest.raises(UserError, match=r"images of 3x8x8, but the network is of 1x8x8"):
+        training_job.job_of("flow2", config)
     conditional = {**arch, "classes": 3}
     checkpoint.save(
         flow1, build.field(conditional).state_dict(), {**metadata, "architecture": conditional}
     )
-    with pytest.raises(
-        UserError, match=r"labels of no classes, but models/flow1.safetensors of 3"
-    ):
-        reflow.job("2")
-    raw["generate"]["digest"] = "0" * 64
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"labels of no classes, but the network of 3"):
+        training_job.job_of("flow2", config)
+    raw["pairs"]["pairs2"]["digest"] = "0" * 64
+    written()
     with pytest.raises(UserError, match=r"has digest .*, not 000"):
-        pair_job.run("2")
+        generate.run("pairs2")

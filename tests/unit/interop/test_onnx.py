@@ -19,7 +19,11 @@ def flow(request, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "recipe",
-    [SamplerConfig("euler", 1), SamplerConfig("euler", 2, times=(1.0, 0.8)), SamplerConfig("heun", 4)],
+    [
+        SamplerConfig("euler", 1),
+        SamplerConfig("euler", 2, times=(1.0, 0.8)),
+        SamplerConfig("heun", 4),
+    ],
     ids=["1", "2", "4"],
 )
 def test_onnx_is_the_flow(tmp_path, flow, recipe):

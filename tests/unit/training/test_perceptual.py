@@ -100,10 +100,12 @@ def test_lpips_huber_is_the_paper_s_sum(over_t):
     x, z = images(3, 8), images(3, 8, seed=1)
     t, v = torch.tensor([0.2, 0.5, 0.9]), images(3, 8, seed=2)
     distance = lambda a, b: (a - 2 * b).flatten(1).mean(1)  # noqa: E731
-    section = Reflow(
-        loss=Loss(name=f"lpips_huber{'_over_t' * over_t}"), times=Times(law="uniform")
+    weighting = "over_t" if over_t else "constant"
+    recipe = Recipe(
+        loss=Loss(name="pseudo_huber", perceptual="lpips", weighting=weighting),
+        times=Times(distribution="uniform"),
     )
-    loss = build.loss(section, lambda batch, draws: Coupled(batch.x, z, None), distance)
+    loss = build.loss(recipe, lambda batch, draws: Coupled(batch.x, z, None), distance)
 
     class Given(StepRNG):
         def uniform(self, purpose):
@@ -114,9 +116,9 @@ def test_lpips_huber_is_the_paper_s_sum(over_t):
     x_hat = (1 - at) * x + at * z - at * v
     seen = distance(x_hat, x) / (t if over_t else 1)
     torch.testing.assert_close(terms["lpips"], seen, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(terms["huber"], (1 - t) * losses.pseudo_huber(v, z - x),
+    torch.testing.assert_close(terms["pseudo_huber"], (1 - t) * losses.pseudo_huber(v, z - x),
                                atol=1e-6, rtol=1e-4)  # fmt: skip
-    assert set(terms) == {"lpips", "huber"}
+    assert set(terms) == {"lpips", "pseudo_huber"}
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
@@ -149,6 +151,6 @@ def test_the_params_choose_the_chunk(tmp_path, monkeypatch):
     from pipeline.work import perceptual_net
 
     monkeypatch.setattr(perceptual_net, "vgg", lambda section: None)
-    cpu, section = torch.device("cpu"), Loss(name="lpips_huber", chunk=4)
+    cpu, section = torch.device("cpu"), Loss(perceptual="lpips", chunk=4)
     assert perceptual_net.load(section, None, tmp_path, cpu).chunk == 4
     assert Loss().chunk == 0
