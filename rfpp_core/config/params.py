@@ -49,18 +49,22 @@ class Params(Section):
         """The recipe of a flow."""
         return self.recipes[self.flows[flow].recipe]
 
+    def starts_of(self, flow: str) -> list[str]:
+        """What a flow descends from: the flow it starts from, that one's start, ..., a network."""
+        starts = [self.flows[flow].start]
+        while starts[-1] in self.flows:
+            starts.append(self.flows[starts[-1]].start)
+        return starts
+
     def network_of(self, flow: str) -> NetworkRow:
         """The network that a flow descends from by its starts."""
-        start = self.flows[flow].start
-        return self.networks[start] if start in self.networks else self.network_of(start)
+        return self.networks[self.starts_of(flow)[-1]]
 
     def is_imported(self, flow: str) -> bool:
         """Whether a flow is a checkpoint as it is: no step was trained."""
-        start = self.flows[flow].start
-        if self.recipe_of(flow).steps:
-            return False
-        return bool(self.networks[start].checkpoint) if start in self.networks else (
-            self.is_imported(start))  # fmt: skip
+        *flows, network = self.starts_of(flow)
+        trained = any(self.recipe_of(name).steps for name in (flow, *flows))
+        return not trained and bool(self.networks[network].checkpoint)
 
     def teacher_of(self, flow: str) -> str | None:
         """The flow that made the pairs of a flow; None for one trained on images."""
@@ -105,11 +109,13 @@ def explained(error: ValidationError) -> str:
 
 
 def _explain(error: Any) -> str:
-    parts = [part for part in error["loc"] if part != "[key]"]
-    name, given = quoted(".".join(map(str, parts)), 400), quoted(_SHORT.repr(error["input"]), 400)
-    if parts != list(error["loc"]):
-        return (f"{name.rpartition('.')[0]} has a row named {given}; a name is made of a-z, 0-9 "
-                f"and _, a letter first")  # fmt: skip
+    section, *parts = error["loc"] or ("",)
+    given = quoted(_SHORT.repr(error["input"]), 400)
+    if len(parts) == 2 and parts[1] == "[key]":  # grids of evaluate have three
+        return (f"{section} has a row named {given}; a name is made of a-z, 0-9 and _, a letter "
+                f"first")  # fmt: skip
+    parts = [section, *(part for part in parts if part != "[key]")]
+    name = quoted(".".join(map(str, parts)), 400)
     match error["type"]:
         case "extra_forbidden":
             return f"unknown param '{name}' (allowed: {', '.join(_siblings(error['loc']))})"

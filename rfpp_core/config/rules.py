@@ -6,6 +6,7 @@ Every rule raises ValueError with one line: what is wrong, what is allowed, what
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from rfpp_core.config.flow import IMAGES
@@ -75,29 +76,22 @@ def _known(where: str, name: str, rows: Collection[str], what: str) -> None:
 
 def _nothing_goes_in_circles(params: Params) -> None:
     """A flow needs its start and the teacher of its pairs before it."""
+    needs = {name: set(_needs(params, name)) for name in params.flows}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = error.args[1][::-1]  # of which each needs the next
+        raise ValueError(f"flows.{circle[0]} needs itself ({' <- '.join(circle)}); a start, and "
+                         f"the teacher of its pairs, must be made before") from None  # fmt: skip
 
-    def needs(flow: str) -> Iterator[str]:
-        row = params.flows[flow]
-        if row.start in params.flows:
-            yield row.start
-        for data in (row.data, row.mix):
-            if data in params.pairs:
-                yield params.pairs[data].teacher
 
-    done: set[str] = set()
-
-    def visit(flow: str, path: tuple[str, ...]) -> None:
-        if flow in path:
-            circle = " <- ".join((*path[path.index(flow) :], flow))
-            raise ValueError(f"flows.{flow} needs itself ({circle}); a start, and the teacher of "
-                             f"its pairs, must be made before")  # fmt: skip
-        if flow not in done:
-            for other in needs(flow):
-                visit(other, (*path, flow))
-            done.add(flow)
-
-    for flow in params.flows:
-        visit(flow, ())
+def _needs(params: Params, flow: str) -> Iterator[str]:
+    row = params.flows[flow]
+    if row.start in params.flows:
+        yield row.start
+    for data in (row.data, row.mix):
+        if data in params.pairs:
+            yield params.pairs[data].teacher
 
 
 def _zero_steps_are_imports(params: Params) -> None:
@@ -129,17 +123,16 @@ def _mixing_has_a_second_set(params: Params) -> None:
 def _guidance_has_labels(params: Params) -> None:
     """Guidance needs a teacher that learned without labels, too, wherever it was trained."""
     for name, pairs in params.pairs.items():
-        if pairs.guidance == 1:
+        if pairs.guidance == 1 or pairs.source == "import":
             continue
-        chain, flow = [], pairs.teacher
-        while flow in params.flows:
-            chain.append(flow)
-            flow = params.flows[flow].start
-        dropped = all(params.recipe_of(flow).label_dropout > 0 for flow in chain)
-        if not params.networks[flow].conditional or not dropped:
+        *flows, network = (pairs.teacher, *params.starts_of(pairs.teacher))
+        trained = [flow for flow in flows if params.recipe_of(flow).steps]
+        dropped = trained and all(params.recipe_of(flow).label_dropout for flow in trained)
+        if not params.networks[network].conditional or not dropped:
             raise ValueError(f"pairs.{name}.guidance other than 1 needs conditional: true in "
-                             f"networks.{flow}, and label_dropout above 0 in the recipes of "
-                             f"{', '.join(chain)}; an imported teacher has neither")  # fmt: skip
+                             f"networks.{network}, and label_dropout above 0 in the recipes of "
+                             f"{', '.join(trained or flows)}; an imported teacher has "
+                             f"neither")  # fmt: skip
 
 
 def _imported_teachers_keep_their_start(params: Params) -> None:

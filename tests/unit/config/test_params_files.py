@@ -13,9 +13,10 @@ from ruamel.yaml import YAML
 
 from rfpp_core.config import params, yaml_file
 from rfpp_core.errors import UserError
-from tests.helpers import ROOT, SMOKE
+from tests.helpers import ROOT
+from tests.helpers import SMOKE as TEXT
 
-TEXT = SMOKE.read_text()
+SMOKE = params.parse(yaml_file.parse(TEXT, "smoke"))
 quick = settings(
     max_examples=120, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -57,36 +58,41 @@ def test_scalars_are_read_as_dvc_reads_them(file, text):
     [TEXT.replace("\n", "\r\n"), "\ufeff" + TEXT, TEXT.replace("false", "no"),
      TEXT.replace("false", "False"), TEXT.replace("lr: 0.002", "lr: 2e-3"),
      TEXT.replace("steps: 100", "steps: 1e2"), TEXT + "\n\n# end",
-     TEXT.replace("times: {law: uniform", "times: &a {law: uniform"),
+     TEXT.replace("times: {distribution: uniform", "times: &a {distribution: uniform"),
      yaml.safe_dump(yaml.safe_load(TEXT))],
     ids=["crlf", "byte order mark", "no", "False", "2e-3", "1e2", "comment", "anchor", "dumped"],
 )  # fmt: skip
 def test_other_spellings_say_the_same(file, changed):
     file.write_bytes(changed.encode())
-    assert params.load(file) == params.load(SMOKE)
+    assert params.load(file) == SMOKE
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (TEXT + "seed: 5\n", 'found duplicate key "seed"'),
-        (TEXT.replace("  lr: 0.002", "  lr: 0.002\n  lr: 0.5"), 'found duplicate key "lr"'),
-        (TEXT.replace("  steps: 100", "\tsteps: 100"), "character '\\t' that cannot start"),
+        (TEXT.replace("    lr: 0.002", "    lr: 0.002\n    lr: 0.5"), 'found duplicate key "lr"'),
+        (TEXT.replace("    steps: 100", "\tsteps: 100"), "character '\\t' that cannot start"),
         (TEXT.encode("utf-16"), "is not YAML: 'utf-8' codec"),
         ("seed: " + "9" * 5000, "is not YAML: Exceeds the limit"),
         ("seed: " + "9" * 30, "less than 9223372036854775808"),
-        ("pretrain: {steps: 1" + "0" * 30 + "}", "pretrain.steps is 1000"),
-        ("reflow: {lr: .nan}", "reflow.lr is nan: input should be a finite number"),
+        ("recipes: {a: {steps: 1" + "0" * 30 + "}}", "recipes.a.steps is 1000"),
+        ("recipes: {a: {lr: .nan}}", "recipes.a.lr is nan: input should be a finite number"),
         ("seed: " + "[" * 1500 + "]" * 1500, "nested too deeply"),
         ("seed: &a [*a]", "seed is [[["),
         ("a: &a [x, x]\nseed: &b [*a, *a, *a, *a]\ndataset: [*b, *b, *b]", "seed is [["),
         ("x" * 2**20 + "y", "at most 1048576 are read"),
         ('"a\\e[31m\\nb": 1', r"unknown param 'a\x1b[31m\nb'"),
         ('seed: "' + "x" * 10000 + '"', "..."),
-        ("rounds: {2: {teacher: flow1}}", "rounds.2 is 2: it must be a string; write it in quote"),
-        ("rounds: {'3': {teacher: flow" + "9" * 5000 + "}}", "rounds.3.teacher is 'flow999"),
-        ("rounds: {'2': {}}", "rounds.2.teacher is missing"),
-        ("finetunes: {'3': {x: 1}}", "unknown param 'finetunes.3.x' (allowed: flow, pairs, teach"),
+        ("pairs: {2: {teacher: flow1}}", "pairs has a row named 2; a name is made of a-z, 0-9"),
+        ('pairs: {"\\e[1m": {teacher: flow1}}', r"pairs has a row named '\x1b[1m'; a name"),
+        ("pairs: {true: {teacher: flow1}}", "pairs has a row named True; a name is made of a-z"),
+        ("flows:\n  ? " + "a" * 5000 + "\n  : {}\n", "flows has a row named 'aaa"),
+        ("pairs: {a: {teacher: flow" + "9" * 5000 + "}}", "pairs.a.teacher is 'flow999"),
+        ("pairs: {a: {}}", "pairs.a.teacher is missing"),
+        ("flows: {a: {x: 1}}", "unknown param 'flows.a.x' (allowed: data, many_seeds, mix, recip"),
+        ("networks: {a: 3}", "networks.a is 3: input should be a valid dictionary"),
+        ("evaluate: {grids: {2: [1.0]}}", "evaluate.grids.2 is 2: it must be a string; write it"),
         ("evaluate: {grids: {²: [1.0]}}", "grids.² must be"),
         ('dataset: {path: "a\\0b"}', "dataset.path is"),
         ("? [1, 2]\n: 3", "keys should be strings"),
@@ -99,15 +105,16 @@ def test_what_is_refused_is_one_line(file, text, said):
 
 def test_what_is_no_file_is_one_line(tmp_path, file):
     os.mkfifo(tmp_path / "fifo")
+    file.write_text(TEXT)
     (tmp_path / "loop").symlink_to("loop")
     for path, said in ((tmp_path, "is not a file"), (tmp_path / "fifo", "is not a file"),
                        (tmp_path / "loop", "symbolic links"),
                        (tmp_path / ("b" * 300), "cannot be read: File name too long"),
-                       (SMOKE / "x", "cannot be read: Not a directory")):  # fmt: skip
+                       (file / "x", "cannot be read: Not a directory")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             params.load(path)
-    file.symlink_to(SMOKE)
-    assert params.load(file) == params.load(SMOKE)
+    (tmp_path / "link").symlink_to(file)
+    assert params.load(tmp_path / "link") == SMOKE
 
 
 def load_or_line(file, text: bytes) -> None:
@@ -141,7 +148,8 @@ def test_edited_bytes_are_params_or_one_line(file, data):
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(),
-    st.sampled_from(["flow1", "flow2", "1e-3", "2", "classifier", "euler", 0, 1, 2, -1, 10**30]),
+    st.sampled_from(["flow1", "flow2", "pairs2", "unet", "images", "1e-3", "2", "pretrain", "euler",
+                     0, 1, 2, -1, 10**30]),
 )  # fmt: skip
 values = st.recursive(
     leaves,
@@ -173,8 +181,8 @@ def test_edited_values_are_params_or_one_line(file, data):
 def test_a_stage_leaves_with_code_2_and_one_line(tmp_path):
     (tmp_path / "params.yaml").write_text("seed: 0\nseed: 1\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.prepare"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "pipeline.stages.prepare"], cwd=tmp_path, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
