@@ -1,11 +1,11 @@
-"""What tests/unit/workers/test_launch.py runs as a training of two processes: ``-m tests.ranks MODE``."""
+"""What tests of the launcher run as a training of two processes: ``-m tests.ranks MODE``."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from pipeline.work import workdir
+from pipeline import console
 from pipeline.workers import launch
 from rfpp_core.errors import UserError
 
@@ -32,4 +32,4 @@ def run(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    workdir.main(run, "mode")
+    console.main(run, "mode")

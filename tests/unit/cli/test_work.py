@@ -16,7 +16,7 @@ def staged(tmp_path, monkeypatch):
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     paths = []
-    for kind in ("pairs", "reflow"):
+    for kind in ("pairs", "train"):
         with workdir.staging(kind, {"of": kind}) as made:
             paths.append(made.path)
     return paths
@@ -38,8 +38,8 @@ def test_one_is_cleaned_by_name_without_asking(staged):
 
 def test_work_in_use_is_kept_and_named(staged):
     """Without waiting for it."""
-    with workdir.staging("reflow", {"of": "reflow"}):
-        with pytest.raises(UserError, match=f"reflow/{staged[1].name}: in use by a running stage"):
+    with workdir.staging("train", {"of": "train"}):
+        with pytest.raises(UserError, match=f"train/{staged[1].name}: in use by a running stage"):
             work.clean(None, yes=True)
     assert [path.exists() for path in staged] == [False, True]
 

@@ -12,6 +12,7 @@ from rfpp_core.errors import UserError
 from rfpp_core.images.pixels import to_uint8
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.solvers import solve
+from rfpp_core.storage import files
 from tests.helpers import save_tiny, spec_for
 
 
@@ -86,7 +87,7 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
     work.path.mkdir()
 
     def check():
-        pair_job.check_witness(HerePool(), store, [str(teacher)], 1, work)
+        pair_job.check_regenerated(HerePool(), store, [str(teacher)], 1, work)
 
     check()  # the same code: silent
     right = tasks.to_uint8
@@ -94,7 +95,7 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
     with pytest.raises(UserError, match="rfpp work adopt") as error:
         check()
     assert "shard 1" in str(error.value)
-    workdir.write_json(work.path / "adopted.json", [{"why": "a test"}])
+    files.write_json(work.path / "adopted.json", [{"why": "a test"}])
     check()  # adopted: silent, and remembered
     assert set(work.adopted[0]) == {"why", "shard", "now"}
     check()
@@ -118,11 +119,11 @@ def test_a_worker_that_dies_at_the_witness_is_replaced(tmp_path, teacher, monkey
                 raise WorkerDied("the worker on cpu was killed")
             return super().call(target, *args)
 
-    pair_job.check_witness(Mortal(), store, [str(teacher)], 0, work)
+    pair_job.check_regenerated(Mortal(), store, [str(teacher)], 0, work)
     assert timeouts == [7, 7, 7]
     deaths[0] = 3
     with pytest.raises(UserError, match=r"could not be checked: the worker on cpu was killed"):
-        pair_job.check_witness(Mortal(), store, [str(teacher)], 0, work)
+        pair_job.check_regenerated(Mortal(), store, [str(teacher)], 0, work)
 
 
 def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypatch):
@@ -137,9 +138,9 @@ def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypa
 
     monkeypatch.setattr(tasks, "to_uint8", one_pixel_off)
     with pytest.raises(UserError, match="other images"):
-        pair_job.check_witness(HerePool(), store, [str(teacher)], 0, work)
+        pair_job.check_regenerated(HerePool(), store, [str(teacher)], 0, work)
     monkeypatch.setattr(tasks.runtime, "signature", lambda device: "another machine")
-    pair_job.check_witness(HerePool(), store, [str(teacher)], 0, work)
+    pair_job.check_regenerated(HerePool(), store, [str(teacher)], 0, work)
 
 
 def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
@@ -176,7 +177,7 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     expected = torch.stack([torch.from_numpy(source.load(i)) for i in range(47)])
     np.testing.assert_array_equal(images, expected)
     torch.testing.assert_close(back, expected / 127.5 - 1, rtol=0, atol=2e-3)
-    found = tasks.witness(str(store.path), str(teacher), str(tmp_path / "images.zarr"), 2)
+    found = tasks.regenerate(str(store.path), str(teacher), str(tmp_path / "images.zarr"), 2)
     assert (found.share, found.levels, found.same_machine) == (0.0, 0.0, True)
 
 

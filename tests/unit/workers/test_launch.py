@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pipeline import artifacts, console
 from tests.helpers import ROOT, processes_in
 
 
@@ -53,22 +54,21 @@ def test_a_mistake_in_the_code_is_one_traceback(tmp_path):
 
 def test_under_torchrun_the_loss_of_another_process_is_one_line(monkeypatch, capsys):
     """Each speaks for itself there; only the first cause may be a traceback."""
-    from pipeline.work import workdir
 
     def fails():
         raise RuntimeError("[gloo/pair.cc:561] Connection closed by peer\nmore")
 
-    monkeypatch.setattr(workdir, "library_caches", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["reflow"])
+    monkeypatch.setattr(artifacts, "library_caches", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as left:
-        workdir.main(fails)
+        console.main(fails)
     assert left.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("rfpp: another process of this training is gone, and says why (Runtime")
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(RuntimeError, match="gloo"):
-        workdir.main(fails)
+        console.main(fails)
 
 
 @pytest.mark.parametrize("group", [False, True])

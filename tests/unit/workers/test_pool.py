@@ -117,7 +117,7 @@ def test_workers_leave_with_their_parent():
 
 def test_the_entry_of_generate_is_light():
     """Spawned workers import it again before their device is pinned."""
-    code = "import sys, pipeline.generate; print({'torch', 'prefect'} & set(sys.modules))"
+    code = "import sys, pipeline.stages.generate; print({'torch', 'prefect'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -132,7 +132,7 @@ def test_a_dask_cluster_behind_the_same_call():
         assert pool.call("os:getpid") != os.getpid()
         with pytest.raises(ZeroDivisionError):
             pool.call("operator:truediv", 1, 0)
-        with pytest.raises(pool.WorkerDied, match=r"took over 0.1 s"):
+        with pytest.raises(WorkerDied, match=r"took over 0.1 s"):
             pool.call("time:sleep", 5, timeout=0.1)
         pool.close()
 
