@@ -24,11 +24,15 @@ PACKAGES = ("rfpp_core", "pipeline")
 # These carry data whose content an identity knows by its digest, or speak to people.
 NOT_FOLLOWED = {
     *(f"rfpp_core.{name}" for name in (
-        "config.params", "errors", "images.buffers", "images.sources", "images.store",
-        "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "storage.checkpoint",
-        "storage.downloads", "storage.files", "storage.zarr_arrays",
+        *(f"config.{part}" for part in ("dataset", "evaluate", "flow", "network", "pairs",
+                                        "params", "recipe", "rules", "section", "yaml_file")),
+        "errors", "images.buffers", "images.sources", "images.store",
+        "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "pairs.verify",
+        "storage.checkpoint", "storage.downloads", "storage.files", "storage.zarr_arrays",
+        "training.train_config",
     )),
-    *(f"pipeline.{name}" for name in ("workers.launch", "work.workdir")),
+    *(f"pipeline.{name}" for name in ("artifacts", "console", "settings", "work.ledger",
+                                      "work.workdir", "workers.launch")),
 }  # fmt: skip
 
 

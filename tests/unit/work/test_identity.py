@@ -8,35 +8,41 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline.work import identity, training_job
-from rfpp_core.config import build, params
-from rfpp_core.config.params import Architecture, Network, Section
+from rfpp_core.config import build
+from rfpp_core.config.evaluate import Features
+from rfpp_core.config.network import Architecture, Network
+from rfpp_core.config.recipe import Recipe
+from rfpp_core.config.section import Section
 from rfpp_core.pairs.spec import PairSpec
 from tests.helpers import ROOT
 
+EDM_SHARED = {"edm_layers", "edm_unet", "edm_blocks"}
 FROZEN = Path(__file__).parent / "frozen_defaults.json"
-LABELS = ("small_unet u_shape pseudo_huber seeded", "small_unet uniform l2 independent",
-          "ncsnpp logit_normal l2 independent", "adm fixed lpips_huber stored")  # fmt: skip
+LABELS = ("small_unet u_shape pseudo_huber none constant seeded",
+          "small_unet uniform l2 none constant independent",
+          "ncsnpp logit_normal l2_root none constant independent",
+          "adm fixed pseudo_huber classifier over_t stored",
+          "small_unet fixed l2 none constant stored+seeded")  # fmt: skip
 
 
 def identities(source: Path, monkeypatch) -> dict[str, dict[str, str]]:
-    """Code digests of four trainings, by what they use."""
+    """Code digests of five trainings, by what they use."""
     monkeypatch.setattr(identity, "SOURCE", source)
     identity._module.cache_clear()
     found = {}
     for label in LABELS:
-        arch, law, loss, coupling = label.split()
-        kind = "pretrain" if coupling == "independent" else "reflow"
-        section = training_job.SECTIONS[kind].model_validate(
-            {"times": {"law": law}, "loss": {"name": loss, "perceptual": "classifier"}}
-        )
+        arch, distribution, loss, perceptual, weighting, couplings = label.split()
+        recipe = Recipe.model_validate({
+            "times": {"distribution": distribution},
+            "loss": {"name": loss, "perceptual": perceptual, "weighting": weighting},
+        })  # fmt: skip
         network = build.architecture(Network(arch=arch, channels=64), (3, 32, 32), 0)
         found[label] = training_job.code_of(
-            kind, section, build.architecture_of(network), {"coupling": coupling}
+            recipe, build.architecture_of(network), couplings.split("+")
         )
     return found
 
@@ -62,20 +68,33 @@ CHANGES = {
         {"u_shape"},
     ),
     "the builder of a time distribution": (
-        "rfpp_core.config.build", '"uniform": lambda p: timesteps.uniform', '"uniform": lambda p: None',
+        "rfpp_core.config.build", '"uniform": lambda p: times.uniform', '"uniform": lambda p: None',
         {"uniform"},
     ),
     "the builder of every time distribution": (
-        "rfpp_core.config.build", "timesteps.inside(law(u))", "law(u)", set(LABELS),
+        "rfpp_core.config.build", "times.inside(inverse(u))", "inverse(u)", set(LABELS),
     ),
     "a coupling": (
-        "rfpp_core.training.couplings", "z = normal(seed, batch", "z = -normal(seed, batch", {"seeded"},
+        "rfpp_core.training.couplings.paired", "z = normal(seed, batch", "z = -normal(seed, batch",
+        {"seeded"},
     ),
     "the builder of a coupling": (
-        "pipeline.stages.reflow", '"stored": lambda seed', '"stored": lambda _seed', {"stored"},
+        "rfpp_core.config.build", '"stored": lambda seed', '"stored": lambda _seed', {"stored"},
+    ),
+    "the coupling of real images": (
+        "rfpp_core.training.couplings.independent", 'draws.normal("coupling"',
+        '-draws.normal("coupling"', {"independent"},
+    ),
+    "how pairs are read for a training": (
+        "pipeline.work.training_job", "found = store.read_all(buffers)",
+        "found = store.read_all( buffers, 1)", {"seeded", "stored"},
     ),
     "a loss": (
-        "rfpp_core.training.losses", "return (v - target).square()", "return (v - target).abs()", {"l2"},
+        "rfpp_core.training.losses", "return (v - target).square()", "return (v - target).abs()",
+        {"l2", "l2_root"},
+    ),
+    "the weight of a perceptual term": (
+        "rfpp_core.training.losses", "return 1 / t", "return 2 / t", {"over_t"},
     ),
     "a layer of EDM's networks": (
         "rfpp_core.model.nets.edm_layers", "def forward(", "SCALE = 1\n\n    def forward(",
@@ -86,7 +105,7 @@ CHANGES = {
         {"small_unet"},
     ),
     "a perceptual distance": (
-        "rfpp_core.training.perceptual", "EPS = 1e-20", "EPS = 1e-10", {"lpips_huber"},
+        "rfpp_core.training.perceptual", "EPS = 1e-20", "EPS = 1e-10", {"classifier"},
     ),
     "the training loop": (
         "rfpp_core.training.trainer", "state.step, seen = step + 1", "state.step, seen = 1 + step",
@@ -99,25 +118,30 @@ CHANGES = {
         "rfpp_core.rng", "def permutation(", "def permutation(x=1, *, ", set(LABELS),
     ),
     "an unused function": (
-        "rfpp_core.training.couplings", "def stored(", "def unused():\n    pass\n\n\ndef stored(", set(),
+        "rfpp_core.training.couplings.paired", "def stored(",
+        "def unused():\n    pass\n\n\ndef stored(", set(),
     ),
     "a comment, a docstring, an annotation": (
         "rfpp_core.training.times", "def uniform(u: Tensor) -> Tensor:\n    \"\"\"The",
         "def uniform(u: int) -> int:  # why\n    \"\"\"One", set(),
     ),
     "a new entry of a table": (
-        "rfpp_core.config.build", '    "uniform": lambda p: timesteps.uniform,',
-        '    "uniform": lambda p: timesteps.uniform,\n    "new": lambda p: timesteps.new,', set(),
+        "rfpp_core.config.build", '    "uniform": lambda p: times.uniform,',
+        '    "uniform": lambda p: times.uniform,\n    "new": lambda p: times.new,', set(),
     ),
     "a param with a default": (
-        "rfpp_core.config.params", "    a: Annotated[float", "    b: float = 1.0\n    a: Annotated[float",
-        set(),
+        "rfpp_core.config.recipe", "    a: Annotated[float",
+        "    b: float = 1.0\n    a: Annotated[float", set(),
     ),
-    "a message of a stage": (
+    "a param of a network with a default": (
+        "rfpp_core.config.network", "    blocks: Annotated",
+        "    new: int = 1\n    blocks: Annotated", set(),
+    ),
+    "a message of a training": (
         "pipeline.work.training_job", "images/s)", "images a second)", set(),
     ),
     "how pairs are stored": (
-        "rfpp_core.pairs.store", "def verify(", "def check(self): pass\n\n    def verify(", set(),
+        "rfpp_core.pairs.store", "def forget(", "def check(self): pass\n\n    def forget(", set(),
     ),
 }  # fmt: skip
 
@@ -131,7 +155,8 @@ def test_a_change_of_code_changes_the_trainings_that_use_it_and_no_others(
     edit(source, module, old, new)
     after = identities(source, monkeypatch)
     changed = {label for label in LABELS if after[label] != before[label]}
-    assert changed == {label for label in LABELS if label in users or users & set(label.split())}
+    words = {label: set(label.replace("+", " ").split()) for label in LABELS}
+    assert changed == {label for label in LABELS if label in users or users & words[label]}
 
 
 def test_a_new_module_changes_nothing(source, monkeypatch):
@@ -142,24 +167,33 @@ def test_a_new_module_changes_nothing(source, monkeypatch):
 
 def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
     """By name: a function that the trainer or a builder calls is there, terminal and files not."""
-    roots = (identity.Name("pipeline.work.training_job", "prepare"), identity.Name("rfpp_core.training.trainer", "train"),
-             identity.Name("pipeline.stages.reflow", "load"))  # fmt: skip
-    chosen = {"u_shape", "pseudo_huber", "seeded", "small_unet", "velocity"}
-    found = {f"{at.module}.{at.name}" for at in identity.closure(roots, chosen)}
-    assert found >= {
-        "rfpp_core.config.build.time_law", "rfpp_core.config.build.field", "rfpp_core.config.build.loss",
-        "rfpp_core.training.times.u_shape", "rfpp_core.training.times.T_EPS", "rfpp_core.training.ema.update",
-        "rfpp_core.training.couplings.seeded", "rfpp_core.training.losses.pseudo_huber", "rfpp_core.rng.philox",
-        "rfpp_core.model.nets.small_unet.SmallUNet", "rfpp_core.model.nets.layers.Attention",
-        "rfpp_core.model.precond.PlainVelocity", "rfpp_core.images.loader.batches", "rfpp_core.runtime.exact",
-        "rfpp_core.training.trainer.TrainState", "rfpp_core.images.pixels.to_float",
+    recipe = Recipe()
+    arch = build.architecture_of(build.architecture(Network(precond="velocity"), (1, 8, 8), 0))
+    found = training_job.code_of(recipe, arch, ["seeded"])
+    roots = [identity.Name("pipeline.work.training_job", name) for name in ("prepare", "read_pairs")]
+    roots.append(identity.Name("rfpp_core.training.trainer", "train"))
+    chosen = {"u_shape", "pseudo_huber", "seeded", "small_unet", "velocity", "cosine", "fp32"}
+    assert found == identity.digests(roots, chosen)
+    names = {f"{at.module}.{at.name}" for at in identity.closure(roots, chosen)}
+    assert names >= {
+        f"rfpp_core.{name}" for name in (
+            "config.build.time_distribution", "config.build.field", "config.build.loss",
+            "config.build.training_times", "training.times.u_shape", "training.ema.update",
+            "training.couplings.paired.seeded", "training.losses.pseudo_huber", "rng.philox",
+            "model.nets.small_unet.SmallUNet", "model.nets.layers.Attention",
+            "model.precond.PlainVelocity", "images.loader.batches", "runtime.exact",
+            "training.trainer.TrainState", "images.pixels.to_float",
+        )
     }  # fmt: skip
-    assert not {name for name in found if name.startswith((
-        "rfpp_core.model.nets.edm_layers", "rfpp_core.training.perceptual", "rfpp_core.pairs.store", "rfpp_core.storage.files",
-        "pipeline.work.workdir", "rfpp_core.config.params", "rfpp_core.sampling.sampler",
+    assert not {name for name in names if name.startswith((
+        "rfpp_core.model.nets.edm_layers", "rfpp_core.training.perceptual", "rfpp_core.pairs",
+        "rfpp_core.storage.files", "pipeline.work.workdir", "pipeline.console",
+        "rfpp_core.config.params", "rfpp_core.config.recipe", "rfpp_core.sampling",
     ))}  # fmt: skip
-    assert not found & {"rfpp_core.training.times.uniform", "rfpp_core.training.couplings.stored",
-                        "rfpp_core.training.losses.l2", "pipeline.work.training_job.run"}  # fmt: skip
+    assert not names & {"rfpp_core.training.times.uniform", "rfpp_core.training.losses.l2",
+                        "rfpp_core.training.couplings.paired.stored",
+                        "rfpp_core.training.couplings.independent.independent",
+                        "pipeline.work.training_job.run"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["small_unet", "ncsnpp", "ddpmpp", "adm"])
@@ -167,12 +201,20 @@ def test_every_network_is_built_by_the_table(name):
     arch = build.architecture_of(
         build.architecture(Network(arch=name, channels=64), (3, 32, 32), 0)
     )
-    section = params.Training()
-    modules = training_job.code_of("pretrain", section, arch, {"coupling": "independent"})
-    of_net = {m for m in modules if m.startswith("rfpp_core.model.nets")}
+    modules = training_job.code_of(Recipe(), arch, ["independent"])
+    of_net = {m.removeprefix("rfpp_core.model.nets.") for m in modules if ".nets." in m}
     own = {"small_unet": "small_unet", "adm": "dhariwal_unet"}.get(name, "song_unet")
-    shared = "layers" if name == "small_unet" else "edm_layers"
-    assert of_net == {f"rfpp_core.model.nets.{own}", f"rfpp_core.model.nets.{shared}"}
+    shared = {"layers"} if name == "small_unet" else of_net & EDM_SHARED
+    assert shared
+    assert of_net == shared | {own}
+
+
+def test_every_sampled_word_of_a_recipe_that_names_code_is_followed():
+    """Each table of alternatives that a recipe can name is annotated Choices."""
+    text = (ROOT / "rfpp_core" / "config" / "build.py").read_text()
+    for table in ("TIMES", "DISTANCES", "WEIGHTINGS", "COUPLINGS", "PAIRED", "NETWORKS",
+                  "PRECONDITIONINGS"):  # fmt: skip
+        assert f"\n{table}: Choices[" in text
 
 
 def defaults() -> dict[str, object]:
@@ -187,7 +229,7 @@ def defaults() -> dict[str, object]:
             elif field.default is not PydanticUndefined:
                 found[at] = json.loads(json.dumps(field.default, default=str))
 
-    for section in (*training_job.SECTIONS.values(), Architecture, params.Features):
+    for section in (Recipe, Architecture, Features):
         walk(section, section.__name__)
     for field in fields(PairSpec):
         if field.default is not MISSING:
@@ -203,19 +245,8 @@ def test_defaults_never_change():
     assert defaults() == json.loads(FROZEN.read_text())
 
 
-def test_a_section_is_identified_by_what_differs_from_its_defaults():
-    section = params.Reflow.model_validate({"steps": 100, "log_every": 10, "times": {"a": 4.0}})
-    assert build.training_identity(section) == {"steps": 100}
-    section = params.Reflow.model_validate({"times": {"law": "uniform"}, "loss": {"c": 1.0}})
-    assert build.training_identity(section) == {"times": {"law": "uniform"}, "loss": {"c": 1.0}}
-
-
-def test_presets_say_the_same_with_and_without_their_defaults():
-    for path in (ROOT / "presets").glob("*.yaml"):
-        whole = params.load(path)
-        short = params.parse(whole.model_dump(mode="json", exclude_defaults=True))
-        assert short == whole
-        for name in ("pretrain", "reflow", "finetune"):
-            one, other = (build.training_identity(getattr(c, name)) for c in (whole, short))
-            assert one == other
-        assert yaml.safe_load(path.read_text())
+def test_a_recipe_is_identified_by_what_differs_from_its_defaults():
+    recipe = Recipe.model_validate({"steps": 100, "log_every": 10, "times": {"a": 4.0}})
+    assert recipe.identity == {"steps": 100}
+    recipe = Recipe.model_validate({"times": {"distribution": "uniform"}, "loss": {"c": 1.0}})
+    assert recipe.identity == {"times": {"distribution": "uniform"}, "loss": {"c": 1.0}}
