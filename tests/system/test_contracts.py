@@ -13,47 +13,27 @@ from tests.helpers import ROOT
 FACADE = ROOT / "rfpp_core" / "__init__.py"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
-# Rooms that a stage imports but whose change must not run it again: they carry params, errors and
-# files, or belong to other stages; trainings and pairs find their finished work by identity.
-PLUMBING = {
-    "rfpp_core/__init__.py", "rfpp_core/params.py", "rfpp_core/build.py", "rfpp_core/errors.py",
-    "rfpp_core/files.py", "rfpp_core/checkpoint.py", "rfpp_core/runtime.py",
-    "rfpp_core/weights.py", "rfpp_core/distributed.py", "rfpp_core/shelf.py",
-    "rfpp_core/optimizer.py", "rfpp_core/yaml_file.py", "pipeline/processes.py",
-    "pipeline/console.py",
-    "pipeline/__init__.py", "pipeline/stage.py", "pipeline/devices.py", "pipeline/shard_flow.py",
-    "pipeline/source.py",
-}  # fmt: skip
-TRAINS = {"rfpp_core/couplings.py", "rfpp_core/loader.py", "rfpp_core/losses.py",
-          "rfpp_core/timesteps.py", "rfpp_core/trainer.py", "rfpp_core/ema.py"}  # fmt: skip
-SAMPLES = {"rfpp_core/sampling.py", "rfpp_core/solvers.py", "rfpp_core/schedules.py"}
-FIELDS = {"rfpp_core/flow.py", "rfpp_core/precond.py", "rfpp_core/nets"}
-STORE = {"rfpp_core/markers.py", "rfpp_core/zarr_io.py"}  # as a reader
-# Trainings, pairs and evaluations depend on the core as a whole, and on these of the pipeline.
-PIPELINE = {
-    "pretrain": {"pretrain", "training", "perceptual_net", "code"},
-    "reflow": {"reflow", "training", "perceptual_net", "code"},
-    "finetune": {"finetune", "invert", "reflow", "training", "perceptual_net", "code"},
-    "generate": {"generate", "shards"},
-    "invert": {"generate", "invert", "shards"},
-    "evaluate-flow1": {"code", "evaluate", "reference", "results"},
-    "evaluate": {"code", "evaluate", "reference", "results"},
-    "evaluate-finetuned": {"code", "evaluate", "reference", "results"},
-}
+# What a stage imports but whose change must not run it again: errors, processes, the terminal, and
+# the params' schema.  Trainings, pairs and evaluations find their finished work by identity.
+PLUMBING = {"rfpp_core", "rfpp_core/errors", "rfpp_core/runtime", "rfpp_core/choices",
+            "pipeline", "pipeline/artifacts", "pipeline/console",
+            "pipeline/settings", "pipeline/stages"}  # fmt: skip
+# Packages that a stage imports for little of them, with why.
 NOT_FOR = {
-    "prepare": set(),
-    "reference": STORE | {"rfpp_core/flow.py", "rfpp_core/solvers.py", "rfpp_core/couplings.py"},
-    "report": FIELDS
-    | SAMPLES
-    | TRAINS - {"rfpp_core/timesteps.py"}
-    | STORE
-    | {"rfpp_core/noise.py", "rfpp_core/data.py", "rfpp_core/pixels.py"},
-}
-
-
-for name in set(NOT_FOR) - {"prepare"}:  # that alone reads the images' files
-    NOT_FOR[name] |= {"rfpp_core/sources.py", "rfpp_core/listing.py", "rfpp_core/labels.py",
-                      "rfpp_core/decode.py"}  # fmt: skip
+    "prepare": {"rfpp_core/config", "rfpp_core/sampling"},  # the schema alone
+    "reference": {
+        "rfpp_core/config",  # the schema alone
+        "rfpp_core/sampling", "rfpp_core/model",  # straightness lies beside distances
+        "rfpp_core/pairs", "rfpp_core/training", "pipeline/workers",  # siblings in work
+    },
+    "network": {"rfpp_core/training", "rfpp_core/sampling", "rfpp_core/images", "rfpp_core/pairs",
+                "pipeline/work"},  # of the builder of networks and what lies beside it
+    "generate": {"rfpp_core/training", "rfpp_core/evaluation"},  # of other jobs in work
+    "train": {"rfpp_core/sampling", "rfpp_core/evaluation", "pipeline/workers"},
+    "evaluate": {"rfpp_core/training", "rfpp_core/pairs", "pipeline/workers"},
+    "report": {"rfpp_core/config", "rfpp_core/rng.py", "rfpp_core/images", "rfpp_core/model", "rfpp_core/pairs",
+               "rfpp_core/sampling", "rfpp_core/storage"},  # read of files alone
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[Path]:
@@ -76,19 +56,23 @@ def imports(path: Path) -> set[Path]:
     return found
 
 
-def closure(module: Path) -> set[str]:
+def packages_of(module: Path) -> set[str]:
+    """The packages (and modules beside them) that a module reaches by imports."""
     seen, queue = set(), [module]
     while queue:
         path = queue.pop()
         if path not in seen:
             seen.add(path)
             queue += imports(path)
-    names = {str(path.relative_to(ROOT)) for path in seen}
-    return {"rfpp_core/nets" if name.startswith("rfpp_core/nets/") else name for name in names}
+            if path.name == "pair_job.py":  # which names its tasks to the workers
+                queue.append(ROOT / "pipeline/workers/tasks.py")
+    parts = (path.relative_to(ROOT).with_suffix("").parts[:2] for path in seen)
+    found = {"/".join(p).removesuffix("/__init__") for p in parts}
+    return {"rfpp_core/rng.py" if name == "rfpp_core/rng" else name for name in found}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_deps_are_the_rooms_a_stage_really_uses(name):
+def test_deps_are_the_packages_a_stage_really_uses(name):
     stage = STAGES[name].get("do", STAGES[name])
     module = stage["cmd"].split()[2]
     deps = {dep for dep in stage.get("deps", ()) if dep.startswith(("rfpp_core", "pipeline"))}
@@ -96,13 +80,8 @@ def test_deps_are_the_rooms_a_stage_really_uses(name):
     if name in ("preflight", "source"):  # the first makes nothing, the second always runs
         assert deps == ({file} if name == "preflight" else set())
         return
-    used = closure(ROOT / file)
-    if name in PIPELINE:
-        named = {f"pipeline/{module}.py" for module in PIPELINE[name]}
-        assert deps == {"rfpp_core", *named}
-        assert named <= used | {"pipeline/shards.py"}  # which workers import by name
-        return
-    assert deps == used - PLUMBING - NOT_FOR[name]
+    assert file in deps
+    assert deps - {file} == packages_of(ROOT / file) - PLUMBING - NOT_FOR[name]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -120,9 +99,28 @@ def test_no_stage_persists_its_outs():
     assert "persist" not in (ROOT / "dvc.yaml").read_text()
 
 
+def test_dvc_yaml_is_short_and_depends_on_packages():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert len(text.splitlines()) <= 120
+    for stage in STAGES.values():
+        for dep in stage.get("do", stage).get("deps", ()):
+            if dep.endswith(".py") and dep != "rfpp_core/rng.py":  # the stage's own alone
+                assert dep == stage.get("do", stage)["cmd"].split()[2].replace(".", "/") + ".py"
+
+
 def test_params_of_stages_are_sections_of_the_schema():
     from rfpp_core.config.params import Params
 
     for stage in STAGES.values():
         for section in stage.get("do", stage)["params"]:
             assert section.split(".")[0] in Params.model_fields
+
+
+def test_every_package_says_what_it_is_for():
+    for package in [*ROOT.glob("rfpp_core/**/__init__.py"), *ROOT.glob("pipeline/**/__init__.py")]:
+        assert ast.get_docstring(ast.parse(package.read_text())), package
+
+
+def test_no_file_has_more_than_350_lines():
+    for path in [*ROOT.glob("rfpp_core/**/*.py"), *ROOT.glob("pipeline/**/*.py")]:
+        assert len(path.read_text().splitlines()) <= 350, path
