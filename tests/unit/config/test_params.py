@@ -243,7 +243,9 @@ def test_guidance_needs_labels_and_their_dropout_all_along(changes, lacks):
         assert params.parse(raw).pairs["pairs2"].guidance == 2
     else:
         said = refused(raw)
-        assert "pairs.pairs2.guidance other than 1 needs conditional: true in networks.unet" in said
+        assert (
+            "pairs.pairs2.guidance other than 1 needs conditional: true in networks.unet" in said
+        )
         assert lacks in said
 
 
@@ -323,7 +325,9 @@ def test_params_name_the_solvers_that_there_are(solver):
         assert Evaluate(solver=solver).solver == solver
 
 
-@pytest.mark.parametrize("solver", ["", "rk45", "rk2", "rk2:0", "rk2:0.0", "rk2:1.5", "Heun", "heun "])
+@pytest.mark.parametrize(
+    "solver", ["", "rk45", "rk2", "rk2:0", "rk2:0.0", "rk2:1.5", "Heun", "heun "]
+)
 def test_other_solvers_are_refused_with_the_list(solver):
     for said in (refused(changed(("pairs.pairs2.solver", solver))),
                  refused(changed(("evaluate.solver", solver)))):  # fmt: skip
@@ -421,7 +425,12 @@ def test_presets_are_the_published_runs(name):
     reflow, pairs = config.recipe_of("flow2"), config.pairs["pairs2"]
     assert (reflow.steps, reflow.batch, reflow.lr, reflow.warmup) == (steps, batch, lr, warmup)
     assert (reflow.dropout, reflow.precision, reflow.mix) == (dropout, precision, 0)
-    assert (reflow.decay, reflow.ema, reflow.ema_ramp, reflow.clip) == ("constant", 0.9999, False, 0)
+    assert (reflow.decay, reflow.ema, reflow.ema_ramp, reflow.clip) == (
+        "constant",
+        0.9999,
+        False,
+        0,
+    )
     assert (reflow.times.distribution, reflow.times.a) == ("u_shape", 4.0)
     assert (reflow.loss.name, reflow.loss.c) == ("pseudo_huber", 0.00054)
     assert (reflow.loss.perceptual, reflow.loss.weighting) == ("lpips", weighting)

@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from pipeline.stages import preflight, reference
-from pipeline.work import workdir
-from rfpp_core.config import params
+from pipeline import artifacts, console
+from pipeline.stages import preflight
+from pipeline.work import feature_nets
+from rfpp_core.config import params, yaml_file
 from rfpp_core.storage import checkpoint
 from tests.helpers import SMOKE
 from tests.unit.images.test_sources import CLASSES, tree, zipped
@@ -29,7 +30,7 @@ def check(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
 
     def run(**changes):
-        raw = yaml.safe_load(SMOKE.read_text())
+        raw = yaml.safe_load(SMOKE)
         for name, value in changes.items():
             *sections, last = name.split("__")
             at = raw
@@ -39,18 +40,18 @@ def check(tmp_path, monkeypatch, capsys):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
         code = 0
         try:
-            workdir.main(preflight.run)
+            console.main(preflight.run)
         except SystemExit as end:
             code = end.code
-        assert (code, preflight.DONE.exists()) in ((0, True), (2, False))
-        preflight.DONE.unlink(missing_ok=True)
+        assert (code, artifacts.PREFLIGHT.exists()) in ((0, True), (2, False))
+        artifacts.PREFLIGHT.unlink(missing_ok=True)
         return capsys.readouterr().err.removeprefix("rfpp: ")
 
     return run
 
 
 FOLDER = {"dataset__name": "folder", "dataset__resolution": 8, "dataset__held_out": 0.5,
-          "pretrain__batch": 2, "evaluate__neighbours": 1}  # fmt: skip
+          "recipes__pretrain__batch": 2, "evaluate__neighbours": 1}  # fmt: skip
 VGG = ("vgg16-397923af.pth", "download.pytorch.org", "loss.vgg_path", "no network")
 INCEPTION = ("inception-2015-12-05.pt", "nvlabs", "features.inception_path", "no network")
 
@@ -58,7 +59,7 @@ INCEPTION = ("inception-2015-12-05.pt", "nvlabs", "features.inception_path", "no
 def test_all_is_there(check, tmp_path):
     assert check() == ""
     assert check(**FOLDER, dataset__path=str(tree(tmp_path / "set", CLASSES))) == ""
-    assert check(reflow__loss__name="lpips_huber", reflow__loss__perceptual="classifier") == ""
+    assert check(recipes__reflow__loss__perceptual="classifier") == ""
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,8 @@ def test_all_is_there(check, tmp_path):
         ({**FOLDER, "dataset__path": "flat"}, ["no labels, needed by features.nets with clas"]),
         (
             {**FOLDER, "dataset__path": "flat", "features__nets": ["pixels"],
-             "network__conditional": True},
-            ["no labels, needed by network.conditional: true;"],
+             "networks__unet__conditional": True},
+            ["no labels, needed by networks.unet with conditional: true;"],
         ),
         (
             {**FOLDER, "dataset__path": "flat", "dataset__labels": "labels.csv"},
@@ -80,11 +81,11 @@ def test_all_is_there(check, tmp_path):
         ),
         ({**FOLDER, "dataset__path": "wide", "dataset__resolution": None}, ["14x12 pixels"]),
         ({**FOLDER, "dataset__path": "set", "dataset__resolution": 9}, ["a multiple of 2", "9x9"]),
-        ({"reflow__loss__name": "lpips_huber"}, VGG),
-        ({"pretrain__loss__name": "lpips_huber", "pretrain__loss__vgg_path": "vgg.pth"},
+        ({"recipes__reflow__loss__perceptual": "lpips"}, VGG),
+        ({"recipes__pretrain__loss": {"perceptual": "lpips", "vgg_path": "vgg.pth"}},
          ["vgg.pth is missing", "vgg16-397923af.pth comes from"]),
         ({"features__nets": ["inception", "inception_clean"]}, INCEPTION),
-        ({"generate__n": 10**14}, ["the pairs take up to 6400000.0 GB"]),
+        ({"pairs__pairs2__n": 10**14}, ["the pairs take up to 6400000.0 GB"]),
     ],
 )  # fmt: skip
 def test_one_thing_is_one_line(check, tmp_path, changes, said):
@@ -105,7 +106,7 @@ def test_one_thing_is_one_line(check, tmp_path, changes, said):
 def test_everything_at_once(check):
     lines = check(
         **FOLDER, dataset__path="gone", features__nets=["inception"],
-        reflow__loss__name="lpips_huber_over_t",
+        recipes__reflow__loss__perceptual="lpips",
     ).splitlines()  # fmt: skip
     assert lines[0] == "3 things are missing for this run:"
     for line, part in zip(
@@ -117,12 +118,12 @@ def test_everything_at_once(check):
 def test_features_of_another_extractor_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    config = params.load(SMOKE)
+    config = params.parse(yaml_file.parse(SMOKE, "smoke"))
     other = config.features.model_copy(update={"nets": ("pixels",)})
-    checkpoint.save(reference.NET, {}, {"features": reference.described(other)})
+    checkpoint.save(artifacts.FEATURES, {}, {"features": feature_nets.described(other)})
     monkeypatch.setattr(sys, "argv", ["evaluate"])
     with pytest.raises(SystemExit) as end:
-        workdir.main(lambda: reference.Reference(config))
+        console.main(lambda: feature_nets.Reference(config.features))
     assert end.value.code == 2
     assert capsys.readouterr().err == (
         "rfpp: models/features.safetensors is of pixels, made with other features params than now "

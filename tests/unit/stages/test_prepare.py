@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline import artifacts, console
 from pipeline.stages import prepare, source
-from pipeline.work import workdir
 from rfpp_core.images import store as image_store
 from tests.helpers import SMOKE
 from tests.unit.images.test_sources import CLASSES, tree
@@ -29,17 +29,17 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / ".dvc").mkdir()
 
     def run(batch=2, **dataset):
-        raw = yaml.safe_load(SMOKE.read_text())
+        raw = yaml.safe_load(SMOKE)
         raw["dataset"] |= SET | dataset
-        raw["pretrain"]["batch"] = batch
+        raw["recipes"]["pretrain"]["batch"] = batch
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
         code = 0
         try:
-            workdir.main(lambda: (source.run(), prepare.run()))
+            console.main(lambda: (source.run(), prepare.run()))
         except SystemExit as end:
             code = end.code
         out, err = capsys.readouterr()
-        facts = json.loads(prepare.SUMMARY.read_text()) if prepare.SUMMARY.exists() else None
+        facts = json.loads(artifacts.SUMMARY.read_text()) if artifacts.SUMMARY.exists() else None
         return code, out, err, facts
 
     return run
@@ -73,7 +73,7 @@ def test_the_summary_is_what_was_read(run, tmp_path):
                  "1 have several frames", "1 .txt, 1 hidden or system"):  # fmt: skip
         assert part in out
     assert "hint" not in out
-    assert str(tmp_path) not in prepare.SUMMARY.read_text()
+    assert str(tmp_path) not in artifacts.SUMMARY.read_text()
 
 
 def test_what_is_skipped_counts_for_no_split(run, tmp_path):
@@ -87,7 +87,7 @@ def test_what_is_skipped_counts_for_no_split(run, tmp_path):
     assert code == 0
     assert facts["train"] + facts["held_out"] == 35
     assert (facts["train"], facts["held_out"]) == tuple(
-        image_store.count(workdir.IMAGES, part) for part in ("train", "held_out")
+        image_store.count(artifacts.IMAGES, part) for part in ("train", "held_out")
     )
     assert facts["skipped"] == 5
     assert sum(c["train"] + c["held_out"] for c in facts["classes"]) == 35
@@ -114,6 +114,12 @@ def test_grey_images_with_three_channels_get_a_hint(run, tmp_path, channels, hin
     assert ("hint: all images are grey; dataset.channels: 1" in out) is hinted
 
 
+INVERTED = {
+    "pairs__inverted": {"teacher": "flow1", "source": "images"},
+    "flows__flow3": {"recipe": "finetune", "data": "inverted", "mix": "pairs2", "start": "flow2"},
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -123,16 +129,16 @@ def test_grey_images_with_three_channels_get_a_hint(run, tmp_path, channels, hin
         ({"dataset__held_out": 0.2, "dataset__limit": 10}, ["held-out split has 2 images"]),
         ({"evaluate__neighbours": 9}, None),
         ({"evaluate__neighbours": 20}, ["train split has 20 images", "needs at least 21"]),
-        ({"pretrain__batch": 20}, None),
-        ({"pretrain__batch": 21}, ["pretrain.batch is 21 but there are only 20 images to train"]),
-        ({"finetunes": {"3": {"teacher": "flow1", "flow": "flow2", "pairs": "2"}},
-          "finetune__batch": 30}, ["finetune.batch is 30 but"]),
+        ({"recipes__pretrain__batch": 20}, None),
+        ({"recipes__pretrain__batch": 21}, ["recipes.pretrain.batch is 21 but there are only 20 images to train"]),
+        ({**INVERTED, "recipes__finetune": {"batch": 30}}, ["recipes.finetune.batch is 30 but"]),
+        ({**INVERTED, "recipes__finetune": {"batch": 30, "steps": 0}}, None),
     ],
 )  # fmt: skip
 def test_preflight_knows_of_splits_too_small(check, tmp_path, changes, said):  # noqa: F811
     tree(tmp_path / "set", MANY)
     dataset = {f"dataset__{name}": value for name, value in SET.items()}
-    line = check(**{**dataset, "pretrain__batch": 4, **changes})
+    line = check(**{**dataset, "recipes__pretrain__batch": 4, **changes})
     assert said or line == ""
     for part in said or ():
         assert part in line
@@ -143,8 +149,8 @@ def test_prepare_counts_again_what_is_left(run, tmp_path):
     for name in MANY[:14]:
         (path / name).write_bytes(b"junk")
     code, _, err, facts = run(batch=20, skip_corrupt=True)
-    assert (code, facts, workdir.IMAGES.exists()) == (2, None, False)
-    assert err.startswith("rfpp: pretrain.batch is 20 but there are only 1")
+    assert (code, facts, artifacts.IMAGES.exists()) == (2, None, False)
+    assert err.startswith("rfpp: recipes.pretrain.batch is 20 but there are only 1")
 
 
 @pytest.mark.parametrize("split", ["given", "seeded"])
@@ -156,7 +162,7 @@ def test_a_class_that_is_only_held_out_is_refused(check, tmp_path, split):  # no
     else:
         tree(tmp_path / "set", [*MANY, "cow/1.png"])
         changes["dataset__held_out"] = 0.6
-    line = check(**changes, pretrain__batch=2)
+    line = check(**changes, recipes__pretrain__batch=2)
     assert "1 of the classes are only in the held-out split, the first is cow; give train" in line
     assert line.count("\n") == 1
 
@@ -165,7 +171,7 @@ def test_one_class_teaches_no_classifier(check, tmp_path):  # noqa: F811
     path = tree(tmp_path / "set", [f"{i}.png" for i in range(20)])
     (tmp_path / "labels.csv").write_text("".join(f"{i}.png,x\n" for i in range(20)))
     changes = {f"dataset__{name}": value for name, value in SET.items()}
-    changes |= {"dataset__labels": "labels.csv", "pretrain__batch": 2}
+    changes |= {"dataset__labels": "labels.csv", "recipes__pretrain__batch": 2}
     assert path.exists()
     assert "all images have one label" in check(**changes)
     assert check(**changes, features__nets=["pixels"]) == ""
@@ -175,5 +181,5 @@ def test_digits_are_bit_for_bit_what_they_were(run, tmp_path):
     code, *_ = run(name="digits", resolution=None, channels=1, held_out=0.2)
     assert code == 0
     digest = "a12338ddd144746d420ccbb09d147300ab18ebda5edea9a7f3387404d5f38873"
-    assert image_store.metadata(workdir.IMAGES)["digest"] == digest
-    assert np.unique(image_store.labels(workdir.IMAGES, "train")).tolist() == list(range(10))
+    assert image_store.metadata(artifacts.IMAGES)["digest"] == digest
+    assert np.unique(image_store.labels(artifacts.IMAGES, "train")).tolist() == list(range(10))

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline import artifacts
 from pipeline.stages import source
-from pipeline.work import workdir
-from rfpp_core.config import params
+from rfpp_core.config.dataset import Dataset
 from rfpp_core.errors import UserError
-from tests.helpers import Project, new_project
+from tests.helpers import SMOKE, Project, new_project
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def pictures(folder, n=3):
 
 
 def dataset(path, **changes):
-    return params.Dataset(name="folder", path=str(path), **changes)
+    return Dataset(name="folder", path=str(path), **changes)
 
 
 def of(path, **changes):
@@ -59,10 +59,10 @@ def test_it_is_of_names_and_contents_not_of_place_or_time(here):
 def test_an_edited_file_is_noticed_though_digests_are_kept(here):
     one = pictures(here / "one")
     before = of(one)
-    assert (workdir.work() / "source-digests.json").exists()
+    assert (artifacts.work() / "source-digests.json").exists()
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(one / "a" / "0.png")
     assert of(one) != before
-    (workdir.work() / "source-digests.json").write_text("[1")  # damaged: forgotten
+    (artifacts.work() / "source-digests.json").write_text("[1")  # damaged: forgotten
     assert of(one) == of(one)
 
 
@@ -76,7 +76,7 @@ def test_the_labels_file_is_part_of_it(here):
 
 
 def test_sets_that_need_no_path_have_none(here):
-    assert source.fingerprint(params.Dataset()) == {"name": "digits"}
+    assert source.fingerprint(Dataset()) == {"name": "digits"}
 
 
 def test_a_relative_path_of_an_experiment_in_a_copy_is_found_in_the_main_tree(here, monkeypatch):
@@ -111,7 +111,8 @@ def dangling(here):
 @pytest.mark.parametrize("make", [missing, empty, dangling])
 def test_images_that_are_not_there_are_one_line(here, make, monkeypatch):
     path = make(here)
-    raw = {"dataset": {"name": "folder", "path": str(path)}}
+    raw = yaml.safe_load(SMOKE)
+    raw["dataset"] |= {"name": "folder", "path": str(path)}
     (here / "project" / "params.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(UserError, match=f"dataset.path '{path}' is not there or empty"):
         source.run()
@@ -155,10 +156,10 @@ def test_a_clone_without_the_raw_images_and_the_same_images_elsewhere(tmp_path):
     project, raw = new_project(tmp_path / "project"), pictures(tmp_path / "raw", 30)
     config = yaml.safe_load((project.path / "params.yaml").read_text())
     config["dataset"] |= {"name": "folder", "path": str(raw)}
-    config["pretrain"] |= {"steps": 20, "batch": 16, "log_every": 10}
+    config["recipes"]["pretrain"] |= {"steps": 20, "batch": 16, "log_every": 10}
     (project.path / "params.yaml").write_text(yaml.safe_dump(config))
     project.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
-    project.run("dvc", "repro", "pretrain")
+    project.run("dvc", "repro", "train@flow1")
     project.run("git", "add", "-fA", "dvc.lock", ".dvc/config", "params.yaml")
     project.run("git", "commit", "-qm", "run")
     project.run("dvc", "push")
@@ -166,15 +167,15 @@ def test_a_clone_without_the_raw_images_and_the_same_images_elsewhere(tmp_path):
     project.run("git", "clone", "-q", str(project.path), str(tmp_path / "clone"))
     raw.rename(tmp_path / "moved")
     clone = Project(tmp_path / "clone")
-    clone.run("dvc", "pull", "--with-deps", "pretrain")
-    done = clone.run("dvc", "exp", "run", "-S", "pretrain.steps=30", "pretrain").stdout
+    clone.run("dvc", "pull", "--with-deps", "train@flow1")
+    done = clone.run("dvc", "exp", "run", "-S", "recipes.pretrain.steps=30", "train@flow1").stdout
     assert "the images prepared from it are used" in done
     assert "30 steps" in done
     wrong = clone.run("dvc", "exp", "run", "-S", "dataset.path=/typo", "source", ok=False)
     assert "rfpp: dataset.path '/typo' is not there or empty" in wrong.stderr
     config["dataset"]["path"] = str(tmp_path / "moved")
-    config["pretrain"]["steps"] = 30
+    config["recipes"]["pretrain"]["steps"] = 30
     (clone.path / "params.yaml").write_text(yaml.safe_dump(config))
-    done = clone.run("dvc", "repro", "pretrain").stdout
-    for name in ("preflight", "prepare", "pretrain"):
+    done = clone.run("dvc", "repro", "train@flow1").stdout
+    for name in ("preflight", "prepare", "train@flow1"):
         assert f"Stage '{name}' didn't change, skipping" in done
