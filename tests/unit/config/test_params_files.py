@@ -148,8 +148,8 @@ def test_edited_bytes_are_params_or_one_line(file, data):
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(),
-    st.sampled_from(["flow1", "flow2", "pairs2", "unet", "images", "1e-3", "2", "pretrain", "euler",
-                     0, 1, 2, -1, 10**30]),
+    st.sampled_from(["flow1", "flow2", "pairs2", "unet", "images", "pretrain", "1e-3", "2",
+                     "euler", 0, 1, 2, -1, 10**30]),
 )  # fmt: skip
 values = st.recursive(
     leaves,
