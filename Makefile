@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test lint study faults
+.PHONY: setup repro test lint faults
 
 setup: $(STAMP)
 
@@ -28,9 +28,6 @@ lint: setup
 	ruff format --check .
 	mypy
 	lint-imports
-
-study: setup
-	python -m pipeline.study
 
 ROUNDS ?= 200
 SEED ?= 0
