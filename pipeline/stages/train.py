@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline import console
-from pipeline.work import rows, training_job
+from pipeline.work import rows, training_run
 from rfpp_core.config import params
 
 
@@ -11,9 +11,9 @@ def run(flow: str) -> None:
     config = params.load()
     rows.named(config.flows, flow, "flows")
     if config.recipe_of(flow).steps:
-        training_job.run(flow, params.load)
+        training_run.run(flow, params.load)
     else:
-        training_job.keep(flow, config)
+        training_run.keep(flow, config)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class PairJob(NamedTuple):
 
 def job_of(name: str, config: Params) -> PairJob:
     """The job of a row of ``pairs``, from params and the teacher's file."""
-    from pipeline.work.training_job import read_model
+    from pipeline.work.training_data import read_model
     from rfpp_core.images import store as image_store
     from rfpp_core.pairs.spec import PairSpec
 

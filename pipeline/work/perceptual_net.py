@@ -16,6 +16,7 @@ from rfpp_core.config.recipe import Loss
 from rfpp_core.errors import UserError
 from rfpp_core.evaluation import classifier
 from rfpp_core.images import store as image_store
+from rfpp_core.interop import foreign
 from rfpp_core.rng import permutation, subkey
 from rfpp_core.storage import checkpoint, downloads, files
 from rfpp_core.training import perceptual
@@ -38,6 +39,20 @@ def vgg(section: Loss) -> Path:
     return downloads.fetch(perceptual.VGG16, section.vgg_path)
 
 
+def lpips(section: Loss) -> perceptual.LPIPS:
+    """LPIPS with VGG16 of a file, which is read as data.
+
+    Raises:
+        UserError: if the file cannot be had, or is another.
+    """
+    path = vgg(section)
+    try:
+        return perceptual.LPIPS(foreign.read(path).tensors, section.pooling, section.resize)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise UserError(f"{path} is not torchvision's VGG16: {reason}") from None
+
+
 def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> Distance | None:
     """The distance that a loss needs, on ``device``, or None; ``work`` keeps what is trained."""
     if section.perceptual == "none":
@@ -48,7 +63,7 @@ def load(section: Loss, dataset: Dataset, work: Path, device: torch.device) -> D
 
 
 def _lpips(section: Loss, dataset: Dataset, path: Path) -> perceptual.LPIPS:
-    return perceptual.LPIPS(vgg(section), section.pooling, section.resize)
+    return lpips(section)
 
 
 def _label_net(section: Loss, dataset: Dataset, path: Path) -> perceptual.LabelNet:

@@ -1,4 +1,4 @@
-"""Two processes train what one does, and may be taken up by another number of them."""
+"""Two processes train what one does, and another number of them may resume it."""
 
 import shutil
 import signal
@@ -11,6 +11,7 @@ import torch
 from rfpp_core.storage import checkpoint
 from tests.helpers import Project
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 2e-4  # sums of gradients in another order, over 100 updates of Adam
 
 
@@ -21,14 +22,14 @@ def weights(project: Project) -> dict:
 def train(project: Project, processes: int, **env: str) -> list[str]:
     settings = {"RFPP_PROCESSES": processes, **env}
     return ["env", *(f"{name}={value}" for name, value in settings.items()),
-            sys.executable, "-m", "pipeline.stages.reflow", "2"]  # fmt: skip
+            sys.executable, "-m", "pipeline.stages.train", "flow2"]  # fmt: skip
 
 
 @pytest.fixture
 def ready(tmp_path, finished) -> Project:
-    """A project that stands before reflow."""
+    """A project that stands before its second training."""
     project = finished.copy(tmp_path / "project")
-    shutil.rmtree(project.path / ".work/reflow")
+    shutil.rmtree(project.trainings("pairs")[0])
     (project.path / "models/flow2.safetensors").unlink()
     return project
 
@@ -38,15 +39,15 @@ def close(one: dict, other: dict) -> bool:
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-            "-m", "pipeline.stages.reflow", "2"]  # fmt: skip
+            "-m", "pipeline.stages.train", "flow2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_two_processes_are_one_trainer(ready, finished, torchrun):
     done = ready.run(*(TORCHRUN if torchrun else train(ready, 2)))
-    assert done.stdout.count("reflow@2: 100 steps") == 1
+    assert done.stdout.count("flow2: 100 steps") == 1
     assert close(weights(ready), weights(finished))
-    rows = (ready.path / "curves/flow2_loss.csv").read_text().splitlines()
+    rows = (ready.path / "curves/loss/flow2.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(10, 101, 10)]
 
 
@@ -56,11 +57,11 @@ def test_pairs_may_stay_on_the_disk(ready, finished, processes):
     running = ready.start(*train(ready, processes, RFPP_MEMORY="0"))
     seen = False
     while running.poll() is None:
-        seen = seen or any((ready.path / ".work").glob("reflow/*/flat/*/images.raw"))
+        seen = seen or bool(ready.work("train/*/flat/*/images.raw"))
         time.sleep(0.005)
     assert running.returncode == 0
     assert seen
-    assert not any((ready.path / ".work").glob("reflow/*/flat"))
+    assert not ready.work("train/*/flat")
     if processes == 1:
         for name, tensor in weights(finished).items():
             assert torch.equal(tensor, weights(ready)[name])
@@ -69,7 +70,7 @@ def test_pairs_may_stay_on_the_disk(ready, finished, processes):
 
 def test_a_training_goes_on_with_another_number_of_processes(ready, finished):
     running = ready.start(*train(ready, 2))
-    while not list((ready.path / ".work").glob("reflow/*/state-*.json")):
+    while not ready.states("pairs"):
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)  # the first process alone: the other dies with it
@@ -87,11 +88,12 @@ def test_one_process_of_two_that_fails_is_one_line(ready, rank):
     hook.write_text(
         "import os, sys\n"
         "from rfpp_core.errors import UserError\n"
-        f"if os.environ.get('RANK', '0') == '{rank}' and 'pipeline.stages.reflow' in sys.orig_argv:\n"
-        "    import pipeline.training as training\n"
+        f"mine = os.environ.get('RANK', '0') == '{rank}'\n"
+        "if mine and 'pipeline.stages.train' in sys.orig_argv:\n"
+        "    from pipeline.work import training_run\n"
         "    def fail(*_):\n"
         "        raise UserError('no room on this machine')\n"
-        "    training._shelf = fail\n"
+        "    training_run._buffers = fail\n"
     )
     done = ready.run("env", "PYTHONPATH=.", *train(ready, 2)[1:], ok=False)
     assert done.returncode != 0

@@ -138,7 +138,7 @@ def test_a_flow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     import yaml
 
     from pipeline.stages import generate
-    from pipeline.work import ledger, training_job
+    from pipeline.work import ledger, training_data, training_job
     from rfpp_core.config import build, params
     from rfpp_core.config.network import Network
     from rfpp_core.images import store as image_store
@@ -171,7 +171,8 @@ def test_a_flow_trains_on_an_imported_store(official, tmp_path, monkeypatch):
     job = training_job.job_of("flow2", config)
     (data,) = job.sets
     assert job.spent[ledger.key("pairs", data.digest)] == N * 35
-    images, _, coupling = training_job.load(job, Buffers(tmp_path / "flat", limit=0))
+    buffers = Buffers(tmp_path / "flat", limit=0)
+    images, _, coupling = training_data.load(job.sets, job.recipe, False, buffers)
     at = torch.tensor([3, 17])
     _, z, _ = coupling(Batch(images[at].float(), at, None), None)
     np.testing.assert_array_equal(z, noises[at])

@@ -86,7 +86,7 @@ CHANGES = {
         '-draws.normal("coupling"', {"independent"},
     ),
     "how pairs are read for a training": (
-        "pipeline.work.training_job", "found = store.read_all(buffers)",
+        "pipeline.work.training_data", "found = store.read_all(buffers)",
         "found = store.read_all( buffers, 1)", {"seeded", "stored"},
     ),
     "a loss": (
@@ -138,7 +138,7 @@ CHANGES = {
         "    new: int = 1\n    blocks: Annotated", set(),
     ),
     "a message of a training": (
-        "pipeline.work.training_job", "images/s)", "images a second)", set(),
+        "pipeline.work.training_run", "images/s)", "images a second)", set(),
     ),
     "how pairs are stored": (
         "rfpp_core.pairs.store", "def forget(", "def check(self): pass\n\n    def forget(", set(),
@@ -170,7 +170,8 @@ def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
     recipe = Recipe()
     arch = build.architecture_of(build.architecture(Network(precond="velocity"), (1, 8, 8), 0))
     found = training_job.code_of(recipe, arch, ["seeded"])
-    roots = [identity.Name("pipeline.work.training_job", name) for name in ("prepare", "read_pairs")]
+    roots = [identity.Name("pipeline.work.training_run", "prepare"),
+             identity.Name("pipeline.work.training_data", "read_pairs")]  # fmt: skip
     roots.append(identity.Name("rfpp_core.training.trainer", "train"))
     chosen = {"u_shape", "pseudo_huber", "seeded", "small_unet", "velocity", "cosine", "fp32"}
     assert found == identity.digests(roots, chosen)
@@ -193,7 +194,7 @@ def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
     assert not names & {"rfpp_core.training.times.uniform", "rfpp_core.training.losses.l2",
                         "rfpp_core.training.couplings.paired.stored",
                         "rfpp_core.training.couplings.independent.independent",
-                        "pipeline.work.training_job.run"}  # fmt: skip
+                        "pipeline.work.training_run.run"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["small_unet", "ncsnpp", "ddpmpp", "adm"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from pipeline import artifacts
 from pipeline.cli import presets
 from pipeline.stages import network
-from pipeline.work import ledger, pair_job, training_job, workdir
+from pipeline.work import ledger, pair_job, training_job, training_run
 from rfpp_core.config import build, params, yaml_file
 from rfpp_core.images import sources
 from rfpp_core.images import store as image_store
@@ -56,10 +54,10 @@ def default_graph(**changes: object) -> params.Params:
 def trained(name: str, config: params.Params) -> dict:
     """Writes the model file of a flow as if it were trained; what its metadata say of it."""
     if not config.recipe_of(name).steps:
-        training_job.keep(name, config)
+        training_run.keep(name, config)
     else:
         job = training_job.job_of(name, config)
-        document = training_job._metadata(job, workdir.Staging(Path()), "curve")
+        document = training_job.metadata_of(job, "curve", ())
         field = build.field(job.architecture, seed=len(name) + job.recipe.steps)
         checkpoint.save(artifacts.model(name), field.state_dict(), document)
     return checkpoint.load(artifacts.model(name)).metadata["provenance"]

@@ -1,0 +1,161 @@
+"""What a training learns from: the real images or a pair store, or one of each (a mix)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.work import ledger
+from rfpp_core.config import build
+from rfpp_core.config.flow import IMAGES
+from rfpp_core.config.params import Params
+from rfpp_core.config.recipe import Recipe
+from rfpp_core.errors import UserError
+from rfpp_core.images import store as image_store
+from rfpp_core.images.buffers import Buffers
+from rfpp_core.pairs.store import PairStore
+from rfpp_core.sampling.sampler import SamplerConfig
+from rfpp_core.storage import checkpoint
+from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.couplings.mixed import mixed
+
+
+class DataSet(NamedTuple):
+    """What a training learns from, by content.
+
+    ``coupling`` is ``independent`` for real images (or what the recipe says), ``seeded`` or
+    ``stored`` for pairs, whose noise has a seed or lies in the store.
+    """
+
+    path: Path
+    digest: str
+    n: int
+    coupling: str
+    purpose: str  # which stream of random numbers the training draws from
+    spent: dict[str, int]  # network forwards of its making, an image each; see ``ledger``
+    adopted: tuple[Any, ...] = ()  # what `rfpp work adopt` recorded about it
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines a training on it."""
+        return {"digest": self.digest, "n": self.n, "coupling": self.coupling,
+                "purpose": self.purpose}  # fmt: skip
+
+
+def data_of(name: str, params: Params, recipe: Recipe, architecture: Mapping[str, Any]) -> DataSet:
+    """The real images, or a row of ``pairs``.
+
+    Raises:
+        UserError: if it does not fit the network, or was made by another teacher than params say.
+    """
+    images = image_store.metadata(artifacts.IMAGES)
+    if name == IMAGES:
+        _check_fit(artifacts.IMAGES, images["shape"], None, architecture)
+        n = image_store.count(artifacts.IMAGES, "train")
+        return DataSet(artifacts.IMAGES, images["digest"], n, recipe.coupling, "pretrain", {})
+    path, teacher = artifacts.pairs(name), artifacts.model(params.pairs[name].teacher)
+    digest, about = read_model(teacher)
+    store = PairStore.open(path)
+    spec, made = store.spec, store.digest(decode=False)
+    if spec.teacher not in (digest, ""):  # "": imported, of a teacher not known here
+        raise UserError(f"{path} was made by another teacher than {teacher}; "
+                        f"run `dvc repro generate@{name}`")  # fmt: skip
+    _check_fit(path, spec.shape, spec.classes, architecture)
+    guidance = spec.guidance if spec.classes else 1.0
+    forwards = store.n * SamplerConfig(spec.solver, spec.nfe, guidance=guidance).forwards
+    inverted = spec.source == images["digest"]
+    return DataSet(
+        path=path,
+        digest=made,
+        n=store.n,
+        coupling=spec.noise_kind,
+        purpose="finetune" if inverted else "reflow",
+        spent=ledger.union(ledger.of(about, digest), {ledger.key("pairs", made): forwards}),
+        adopted=tuple(store.adopted),
+    )
+
+
+def _check_fit(
+    path: Path, shape: Sequence[int], classes: int | None, arch: Mapping[str, Any]
+) -> None:
+    """Data of other images than the network's, or other labels than it knows."""
+    if tuple(shape) != tuple(arch["shape"]):
+        raise UserError(f"{path} holds images of {'x'.join(map(str, shape))}, but the network is "
+                        f"of {'x'.join(map(str, arch['shape']))}")  # fmt: skip
+    if classes is not None and (
+        bool(classes) != bool(arch["classes"]) or classes > arch["classes"]
+    ):
+        raise UserError(f"{path} has labels of {classes or 'no'} classes, but the network of "
+                        f"{arch['classes'] or 'none'}")  # fmt: skip
+
+
+class Loaded(NamedTuple):
+    """A set in memory (or paged in): images uint8 (N, C, H, W), labels int64 (N,) or None."""
+
+    images: Tensor
+    labels: Tensor | None
+    coupling: Coupling
+
+
+def reader_of(coupling: str) -> str:
+    """Which reader a set needs."""
+    return "pairs" if coupling in build.PAIRED else "images"
+
+
+def read_images(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """The training split of the real images."""
+    found = image_store.read(part.path, "train", buffers)
+    labels = torch.from_numpy(found.labels).long() if conditional else None
+    coupling = build.COUPLINGS[recipe.coupling](recipe)
+    return Loaded(torch.from_numpy(found.images), labels, coupling)
+
+
+def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """All pairs of a store; noise by its seed, or as the store holds it."""
+    store = PairStore.open(part.path)
+    found = store.read_all(buffers)
+    labels = torch.from_numpy(found.labels).long() if conditional else None
+    noise = None if found.noise is None else torch.from_numpy(found.noise)
+    coupling = build.PAIRED[store.spec.noise_kind](store.spec.seed, noise)
+    return Loaded(torch.from_numpy(found.images), labels, coupling)
+
+
+READERS = {"images": read_images, "pairs": read_pairs}
+
+
+def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """What a training learns from, the second set of a mix included."""
+    if len(sets) > 1:
+        buffers = replace(buffers, limit=buffers.limit / 2)  # of two sets
+    found = []
+    for i, part in enumerate(sets):
+        here = replace(buffers, folder=buffers.folder / "mix") if i else buffers
+        read = READERS[reader_of(part.coupling)]
+        found.append(read(part, recipe, conditional, here))
+    if len(found) == 1:
+        return found[0]
+    first, second = found
+    coupling = mixed(first.coupling, second.images, second.labels, recipe.mix, second.coupling)
+    return first._replace(coupling=coupling)
+
+
+def read_model(path: Path) -> tuple[str, dict[str, Any]]:
+    """Digest of a model file's weights and architecture, and its metadata.
+
+    Raises:
+        UserError: naming the command that makes it.
+    """
+    loaded = checkpoint.load(path)
+    metadata = loaded.metadata
+    try:
+        _ = metadata["architecture"]["shape"], int(metadata["provenance"]["budget_with_ancestors"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a model file of the pipeline (no architecture or budget "
+                        f"in its metadata)") from None  # fmt: skip
+    return build.flow_digest(loaded), metadata
