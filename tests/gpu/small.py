@@ -7,9 +7,10 @@ import dataclasses
 import torch
 
 from rfpp_core.config import build
-from rfpp_core.config.params import Network, Reflow
+from rfpp_core.config.network import Network
+from rfpp_core.config.recipe import Recipe
 from rfpp_core.images import loader
-from rfpp_core.training import couplings
+from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.trainer import TrainState, train
 
 SHAPE = (3, 16, 16)
@@ -20,7 +21,7 @@ NETS = {
     "adm": Network(arch="adm", channels=64, multipliers=(1, 1), attention_resolutions=(8,),
                    augment=0),
 }  # fmt: skip
-SECTION = Reflow(steps=12, batch=8, lr=4e-3, warmup=0, decay="constant", log_every=3, threads=1)
+RECIPE = Recipe(steps=12, batch=8, lr=4e-3, warmup=0, decay="constant", log_every=3, threads=1)
 
 
 def images(n=16):
@@ -33,20 +34,20 @@ def architecture(arch):
     return build.architecture(NETS[arch], SHAPE, 0)
 
 
-def start(arch, section, device, seed=0):
-    field = build.field(architecture(arch), section.dropout, seed)
-    return TrainState(field, build.train_config(section, 5), device)
+def start(arch, recipe, device, seed=0):
+    field = build.field(architecture(arch), recipe.dropout, seed)
+    return TrainState(field, build.train_config(recipe, 5), device)
 
 
-def go(state, section, until=None, coupling=couplings.independent, data=None):
+def go(state, recipe, until=None, coupling=independent, data=None):
     """Trains a state to a step; its reports."""
     data = images() if data is None else data
-    config = dataclasses.replace(build.train_config(section, 5), steps=section.steps)
+    config = dataclasses.replace(build.train_config(recipe, 5), steps=recipe.steps)
     source = loader.batches(
-        loader.place(data, state.device), None, section.batch, 1, state.device, state.step
+        loader.place(data, state.device), None, recipe.batch, 1, state.device, state.step
     )
     reports = []
-    for report in train(state, source, build.loss(section, coupling), config):
+    for report in train(state, source, build.loss(recipe, coupling), config):
         reports.append(report)
         if report.step == until:
             break
@@ -54,4 +55,4 @@ def go(state, section, until=None, coupling=couplings.independent, data=None):
 
 
 def with_(**changes):
-    return SECTION.model_copy(update=changes)
+    return RECIPE.model_copy(update=changes)

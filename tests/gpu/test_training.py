@@ -9,8 +9,9 @@ import torch
 from rfpp_core import runtime
 from rfpp_core.config import build
 from rfpp_core.errors import UserError
-from rfpp_core.sampling.sampler import Flow
-from rfpp_core.training import couplings
+from rfpp_core.sampling.flow import Flow
+from rfpp_core.training.couplings import Coupled
+from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.trainer import align_gradients
 from tests.gpu.small import NETS, SHAPE, architecture, go, images, start, with_
 
@@ -27,10 +28,10 @@ def spare_the_cpu(device, enough):
 def test_every_network_learns_in_every_precision(device, arch, precision, compiled):
     enough = precision == "fp32" or (precision == "bf16" and arch == "ncsnpp")
     spare_the_cpu(device, enough and not compiled and arch != "ddpmpp")
-    section = with_(precision=precision, compile=compiled)
+    recipe = with_(precision=precision, compile=compiled)
     runtime.exact_training(device, tf32=precision == "tf32")
-    state = start(arch, section, device)
-    reports = go(state, section)
+    state = start(arch, recipe, device)
+    reports = go(state, recipe)
     losses = [report.terms["pseudo_huber"] for report in reports]
     assert all(math.isfinite(x) for x in losses)
     assert losses[-1] < losses[0]
@@ -40,14 +41,14 @@ def test_every_network_learns_in_every_precision(device, arch, precision, compil
 @pytest.mark.parametrize("arch", NETS)
 def test_a_resumed_training_is_the_same_to_the_bit(device, arch):
     spare_the_cpu(device, arch == "ncsnpp")
-    section = with_(dropout=0.1, steps=6)
-    whole, stopped = start(arch, section, device), start(arch, section, device)
-    reports = go(whole, section)
-    first = go(stopped, section, until=3)
+    recipe = with_(dropout=0.1, steps=6)
+    whole, stopped = start(arch, recipe, device), start(arch, recipe, device)
+    reports = go(whole, recipe)
+    first = go(stopped, recipe, until=3)
     saved = {name: t.cpu().clone() for name, t in stopped.tensors().items()}
-    resumed = start(arch, section, device, seed=99)
+    resumed = start(arch, recipe, device, seed=99)
     resumed.restore({name: t.to(device) for name, t in saved.items()}, stopped.metadata())
-    assert first + go(resumed, section) == reports
+    assert first + go(resumed, recipe) == reports
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name
 
@@ -87,14 +88,14 @@ def test_parts_add_up_to_the_whole_batch(device):
 
 @pytest.mark.parametrize("how", [{"precision": "fp16"}, {"nonfinite": "skip"}])
 def test_an_overflow_is_skipped(device, how):
-    section = with_(**how, steps=9)
-    state = start("small_unet", section, device)
+    recipe = with_(**how, steps=9)
+    state = start("small_unet", recipe, device)
 
     def spoilt(batch, draws):
-        x, z, y = couplings.independent(batch, draws)
-        return couplings.Coupled(x * (math.inf if draws.step == 4 else 1.0), z, y)
+        x, z, y = independent(batch, draws)
+        return Coupled(x * (math.inf if draws.step == 4 else 1.0), z, y)
 
-    reports = go(state, section, coupling=spoilt)
+    reports = go(state, recipe, coupling=spoilt)
     assert all(math.isfinite(report.terms["pseudo_huber"]) for report in reports)
     assert all(torch.isfinite(p).all() for p in state.net.parameters())
     assert float(next(iter(state.optimizer.state.values()))["step"]) == 8

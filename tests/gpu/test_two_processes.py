@@ -8,8 +8,8 @@ import torch
 
 from pipeline.workers.launch import free_port
 from rfpp_core.storage import checkpoint
-from tests.helpers import ROOT
 from tests.gpu.small import go, start, with_
+from tests.helpers import ROOT
 
 TOLERANCE = 1e-4  # sums of gradients in another order, over 6 updates of Adam
 

@@ -11,7 +11,8 @@ from rfpp_core import runtime
 from rfpp_core.config import build
 from rfpp_core.images import loader
 from rfpp_core.storage import checkpoint
-from rfpp_core.training import couplings, distributed
+from rfpp_core.training import distributed
+from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.trainer import train
 from tests.gpu.small import images, start, with_
 
@@ -33,12 +34,12 @@ def main(kind, out):
     device = torch.device("cuda:0") if shared else runtime.device()
     torch.set_num_threads(1)
     runtime.exact_training(device)
-    section = with_(accumulate=2, steps=6)
+    recipe = with_(accumulate=2, steps=6)
     with group(device) as rank:
-        state = start("ncsnpp", section, device)
-        config = build.train_config(section, 5)
-        source = loader.batches(images(), None, section.batch, 1, device, 0, rank)
-        list(train(state, source, build.loss(section, couplings.independent), config))
+        state = start("ncsnpp", recipe, device)
+        config = build.train_config(recipe, 5)
+        source = loader.batches(images(), None, recipe.batch, 1, device, 0, rank)
+        list(train(state, source, build.loss(recipe, independent), config))
         if rank.first:
             checkpoint.save(Path(out), state.net.state_dict(), {})
 

@@ -10,7 +10,6 @@ import torch
 from pipeline.workers.pool import SPOILT
 from rfpp_core import runtime
 from rfpp_core.errors import UserError
-from rfpp_core.images import loader
 
 CUDA = torch.device("cuda")
 
@@ -84,25 +83,6 @@ def test_out_of_memory_is_one_line_with_advice():
         with pytest.raises(kind, match=r"^CUDA out of memory; lower batch$"):
             with runtime.enough_memory("lower batch", kind):
                 raise torch.OutOfMemoryError(said)
-
-
-@pytest.mark.parametrize(("gib", "free", "stays"), [(24, 24, True), (16, 16, False),
-                                                    (24, 5, False), (139, 139, True)])  # fmt: skip
-def test_a_set_takes_little_of_a_card(monkeypatch, gib, free, stays):
-    """CIFAR-10's million pairs: an eighth of a card at most, and half of what is free."""
-
-    class Images:
-        def numel(self):
-            return 1_000_000 * 3072
-
-        def to(self, device):
-            return device
-
-    memory = (free * 2**30, gib * 2**30)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: memory)
-    images = Images()
-    assert loader.place(images, CUDA) is (CUDA if stays else images)
-    assert loader.place(images, torch.device("cpu")) is images
 
 
 @pytest.mark.parametrize("error", [
