@@ -15,13 +15,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import urllib.request
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from tqdm import tqdm
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.workers.tasks import Made
 
 START_SECONDS = 180.0
+RESTARTS = 3  # of the private server
 ANSWER_SECONDS, ANSWER_TRIES = 10.0, 3
 
 
@@ -169,6 +171,7 @@ def _settings(home: Path) -> None:
         # failures and interruptions are said here, in a line each
         "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # events lost with a server that died
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_API_REQUEST_TIMEOUT": "30",
@@ -184,29 +187,58 @@ def _start_server(home: Path) -> str:
     """
     for name in ("NO_PROXY", "no_proxy"):  # this machine is reached without one
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    with (home / "server.log").open("ab") as log, files.locked(
-        home / "start.lock", "Prefect", console.warn
-    ):
+    with files.locked(home / "start.lock", "Prefect", console.warn):
         try:
-            return _serve(home, log)
+            return _serve(home)
         except UserError:
             if not _put_aside(home):
                 raise
-            return _serve(home, log)
+            return _serve(home)
 
 
-def _serve(home: Path, log: IO[bytes]) -> str:
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-         "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
-        env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"},
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        start_new_session=True, preexec_fn=die_with_parent,
-    )  # fmt: skip
-    atexit.register(_stop, server)
-    _wait_healthy(f"http://127.0.0.1:{port}/api/health", server, home)
-    return f"http://127.0.0.1:{port}/api"
+def _serve(home: Path) -> str:
+    server = _Server(home, free_port())
+    _wait_healthy(f"{server.url}/health", server.process, home)
+    threading.Thread(target=server.keep_up, daemon=True).start()
+    return server.url
+
+
+class _Server:
+    """A private server; one that dies during a run is started again on its port, and Prefect's
+    clients, which would retry for minutes, find it there."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home, self.port, self.ending = home, port, False
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.process = self._start()
+        atexit.register(self._end)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with (self.home / "server.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "--factory",
+                 "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port",
+                 str(self.port), "--log-level", "error"],
+                env={**os.environ, "PREFECT_UI_ENABLED": "false",
+                     "PREFECT__SERVER_EPHEMERAL": "1"},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+    def keep_up(self) -> None:
+        """Starts it again when it ends; runs in a thread that lasts as long as this process,
+        since the kernel ends a child with the thread that started it."""
+        for _ in range(RESTARTS):
+            self.process.wait()
+            if self.ending:
+                return
+            console.warn("Prefect's server was killed; it is started again")
+            self.process = self._start()
+        self.process.wait()
+
+    def _end(self) -> None:
+        self.ending = True
+        _stop(self.process)
 
 
 def _put_aside(home: Path) -> bool:
