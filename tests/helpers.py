@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -93,6 +94,38 @@ class Project:
         text = (self.path / name).read_text()
         assert old in text
         (self.path / name).write_text(text.replace(old, new, 1))
+
+    def set(self, *values: str) -> None:
+        """Params as for `rfpp preset --set`: ``evaluate.n=210``."""
+        text = (self.path / "params.yaml").read_text()
+        for value in values:
+            text = presets.with_value(text, value)
+        (self.path / "params.yaml").write_text(text)
+
+    def rename(self, old: str, new: str) -> None:
+        """A name everywhere in the params."""
+        text = (self.path / "params.yaml").read_text()
+        assert re.search(rf"\b{old}\b", text)
+        (self.path / "params.yaml").write_text(re.sub(rf"\b{old}\b", new, text))
+
+    def work(self, pattern: str) -> list[Path]:
+        """Staged work."""
+        return sorted((self.path / ".work").glob(pattern))
+
+    def trainings(self, data: str) -> list[Path]:
+        """Staged trainings on ``images`` or on ``pairs``, which identity.json tells apart: names
+        are in no identity."""
+        found = []
+        for file in self.work("train/*/identity.json"):
+            coupling = json.loads(file.read_text())["data"][0]["coupling"]
+            if (coupling == "independent") == (data == "images"):
+                found.append(file.parent)
+        return found
+
+    def states(self, data: str) -> list[Path]:
+        """Markers of the states of these trainings."""
+        return [path for folder in self.trainings(data)
+                for path in sorted(folder.glob("state-*.json"))]  # fmt: skip
 
     def copy(self, path: Path) -> Project:
         shutil.copytree(self.path, path, symlinks=True)

@@ -3,6 +3,7 @@
 ``EXAMPLES=20000 pytest tests/system/test_any_set.py`` looks further than the suite does.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.stages import prepare
-from rfpp_core.config import params
+from pipeline.stages import source as source_stage
+from rfpp_core.config import params, yaml_file
 from rfpp_core.errors import UserError
-from rfpp_core.images import sources
 from rfpp_core.images import store as image_store
+from tests.helpers import SMOKE
 
+PARAMS = yaml_file.parse(SMOKE, "smoke")
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 
 
@@ -65,7 +68,8 @@ def contents(draw):
 
 
 PART = st.one_of(
-    st.sampled_from(["cat", "dog", "cow", "train", "Test", "val", "training", "00000", "00001"]),
+    st.sampled_from(["cat", "dog", "cow", "train", "Test", "val", "training", "00000", "00001",
+                     "train2017", "val2017", "seg_test", "dev"]),
     st.sampled_from([".thumbnails", "__MACOSX", "a b", "ü", "\x1b[31m", "a\nb", "\u202e", "²", "9",
                      "x" * 120, "a.b.", "-", "~", "%00", "{x}"]),
     st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1,
@@ -74,7 +78,7 @@ PART = st.one_of(
 SUFFIX = st.sampled_from([".png", ".png", ".JPG", ".tif", ".gif", ".jp2", ".webp", ".txt", ""])
 LEAF = st.tuples(st.sampled_from(["a", "b", "c", "d", "e", "f", "._a", "Thumbs"]), SUFFIX)
 CLASSES = st.sampled_from(["cat", "dog", "7", "12"])
-SPLITS = st.sampled_from(["train", "Test", "val", "training"])
+SPLITS = st.sampled_from(["train", "Test", "val", "training", "testset", "train_2"])
 
 
 @st.composite
@@ -156,9 +160,10 @@ def sets(draw, folder):
         path.write_bytes(harmed(draw, path.read_bytes()))
     (folder / "labels.csv").write_bytes(draw(tables(list(files))))
     table = folder / "labels.csv"
-    odd = [folder / "no\nwhere", folder / ("x" * 300), Path("a\0b"), table / "x"]
-    labels = ["folders"] * 4 + [None, str(table), str(table), str(folder)]
-    return draw(st.sampled_from([path] * 40 + odd)), draw(st.sampled_from(labels))
+    odd = [str(folder / "no\nwhere"), str(folder / ("x" * 300)), "a\0b", str(table / "x"), "~nosuch/x",
+           "y" * 300, "\ud800", "."]  # fmt: skip
+    labels = ["folders"] * 12 + ["none"] * 3 + [str(table)] * 6 + [str(folder), *odd]
+    return draw(st.sampled_from([str(path)] * 80 + odd)), draw(st.sampled_from(labels))
 
 
 @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None,
@@ -168,32 +173,39 @@ def test_the_answer_is_a_set_or_one_line(drawn):
     folder = Path(tempfile.mkdtemp())
     try:
         path, labels = drawn.draw(sets(folder))
-        channels = drawn.draw(st.sampled_from([1, 3]))
-        resolution = drawn.draw(st.sampled_from([None, 4, 8]))
-        skip = drawn.draw(st.booleans())
+        dataset = {
+            "name": "folder", "path": path, "labels": labels, "held_out": 0.5,
+            "channels": drawn.draw(st.sampled_from([1, 3])),
+            "resolution": drawn.draw(st.sampled_from([None, 4, 8])),
+            "skip_corrupt": drawn.draw(st.booleans()),
+        }  # fmt: skip
+        (folder / "project").mkdir()
         said = ""
-        try:
-            read(folder, path, channels, resolution, labels, skip)
-        except UserError as error:
-            said = str(error)
+        with contextlib.chdir(folder / "project"):
+            try:
+                read(folder, params.parse(PARAMS | {"dataset": dataset}))
+            except UserError as error:
+                said = str(error)
         assert said.isprintable()
         assert len(said) < 2000
     finally:
         shutil.rmtree(folder)
 
 
-def read(folder, path, channels, resolution, labels, skip):
-    """What the stage does with a set."""
-    source = sources.folder(path, channels, resolution, labels)
+def read(folder, config):
+    """What the stages do with a set."""
+    section = config.dataset
+    if source_stage.fingerprint(section) is None:
+        source_stage.prepared(section)
+    source = prepare.source_of(section)
     assert len(source.keys) == len(source.labels) > 0
-    section = params.Dataset(name="folder", held_out=0.5, skip_corrupt=skip)
     held_out = prepare.held_out_of(section, source)
     store = folder / "images.zarr"
-    skipped = image_store.write(store, source, held_out, skip)
+    skipped = image_store.write(store, source, held_out, section.skip_corrupt)
     parts = [image_store.read(store, name) for name in ("train", "held_out")]
     assert sum(len(part.images) for part in parts) == len(source.keys) - len(skipped)
     assert all(part.labels.max() < max(1, len(source.classes)) for part in parts)
-    said = [*prepare.problems(params.Params(), source, *(part.labels for part in parts))]
+    said = [*prepare.problems(config, source, *(part.labels for part in parts))]
     shape = image_store.metadata(store)["shape"]
     facts = prepare.summary(section, source, *(part.labels for part in parts), shape, len(skipped))
     assert json.loads(json.dumps(facts)) == facts

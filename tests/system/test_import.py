@@ -5,11 +5,10 @@ import json
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from rfpp_core.config import build
-from rfpp_core.config.network import Network
+from rfpp_core.config.network import Network, NetworkRow
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.interop import importing
 from rfpp_core.storage import checkpoint, files
@@ -83,24 +82,30 @@ def test_what_does_not_fit_is_refused_with_the_differences(tmp_path):
     assert not target.exists()
 
 
-def with_teacher(path, checkpoint_path, document, **changes):
+def with_teacher(project, checkpoint_path, document):
     """The smoke preset with an imported teacher and pairs by EDM's sampler."""
-    raw = yaml.safe_load(SMOKE.read_text())
-    raw["network"] |= {k: document[k] for k in raw["network"] if k in document}
-    raw["network"]["conditional"] = document["classes"] > 0
-    raw["pretrain"] |= {"source": "import", "checkpoint": str(checkpoint_path),
-                        "checkpoint_sha256": files.sha256(checkpoint_path)}  # fmt: skip
-    raw["generate"] |= {"solver": "edm-heun", "nfe": 5, "grid": "karras", "n": 200}
-    raw["reflow"] |= {"steps": 20}
-    raw["evaluate"] |= {"n": 60, "straightness_n": 5}
-    (path / "params.yaml").write_text(yaml.safe_dump(raw))
+    row = {name: document[name] for name in NetworkRow.model_fields if name in document}
+    row |= {"conditional": document["classes"] > 0, "checkpoint": str(checkpoint_path),
+            "sha256": files.sha256(checkpoint_path)}  # fmt: skip
+    (project.path / "params.yaml").write_text(SMOKE)
+    project.set(
+        f"networks.edm={json.dumps(row)}",
+        "recipes.keep={steps: 0}",
+        "pairs.pairs2={teacher: flow1, n: 200, shard: 100, micro_batch: 50, solver: edm-heun,"
+        " nfe: 5, grid: karras}",
+        "flows.flow1.recipe=keep",
+        "flows.flow1.start=edm",
+        "recipes.reflow.steps=20",
+        "evaluate.n=60",
+        "evaluate.straightness_n=5",
+    )
 
 
 def test_a_damaged_model_of_ours_is_not_made_whole(tmp_path):
     path = save_tiny(tmp_path / "flow.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is corrupted"):
         importing.convert(path, tmp_path / "out.safetensors")
     path.write_bytes(content)
     importing.convert(path, tmp_path / "out.safetensors")
@@ -122,23 +127,24 @@ def test_metadata_of_strangers_is_checked(tmp_path, text):
         checkpoint.load(tmp_path / "in.safetensors")
 
 
+@pytest.mark.slow
 def test_the_pipeline_from_an_imported_teacher(tmp_path):
     """Also class-conditional: labels through pairs, reflow, evaluation."""
     project = new_project(tmp_path / "project")
     path, document = edm(tmp_path, "ncsnpp", classes=10)
-    with_teacher(project.path, path, document)
-    assert "is flow1 (sha256 " in project.run("dvc", "repro").stdout
+    with_teacher(project, path, document)
+    assert f"edm: {path} (sha256 " in project.run("dvc", "repro").stdout
     metadata = checkpoint.load(project.path / "models/flow2.safetensors").metadata
     assert metadata["architecture"]["arch"] == "ncsnpp"
     assert metadata.get("start", 1.0) == 1.0
     metrics = json.loads((project.path / "metrics/flow1.json").read_text())
     assert "agreement" in metrics
-    assert (project.path / "curves/flow1.csv").read_text().count("edm-heun") == 1
-    assert "edm-heun" not in (project.path / "curves/flow2.csv").read_text()
+    assert (project.path / "curves/distance/flow1.csv").read_text().count("edm-heun") == 1
+    assert "edm-heun" not in (project.path / "curves/distance/flow2.csv").read_text()
     assert ran(project.run("dvc", "repro").stdout) == ["source"]
     path, document = edm(tmp_path, "adm", channels=64)
-    with_teacher(project.path, path, document)
-    project.run("dvc", "repro", "reflow@2")
+    with_teacher(project, path, document)
+    project.run("dvc", "repro", "train@flow2")
     metadata = checkpoint.load(project.path / "models/flow2.safetensors").metadata
     assert metadata["architecture"]["arch"] == "adm"
     path.write_bytes(b"other")

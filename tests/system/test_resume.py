@@ -9,14 +9,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import pytest
 
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import files
 from tests.helpers import Project, new_project, processes_in, ran
 
+pytestmark = pytest.mark.slow
 MODELS = ("models/flow1.safetensors", "models/flow2.safetensors")
-PAIRS = "data/pairs_2.zarr"
+PAIRS = "data/pairs2.zarr"
+COMMITS = "pairs/*/pairs.zarr/commits/0*.json"
 
 
 def results(project: Project) -> dict[str, str]:
@@ -45,18 +48,14 @@ def _no_orphans(project: Project) -> None:
         time.sleep(0.1)
 
 
-def work(project: Project, pattern: str) -> list[Path]:
-    return sorted((project.path / ".work").glob(pattern))
-
-
 def has(project: Project, pattern: str, count: int) -> Callable[[], bool]:
-    return lambda: len(work(project, pattern)) >= count
+    return lambda: len(project.work(pattern)) >= count
 
 
 def test_the_run_gave_everything(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     for name in ("report/index.html", "report/distance.png", "samples/flow2/nfe1.png",
-                 "samples/flow2/trajectory.png", "curves/flow2.csv"):  # fmt: skip
+                 "samples/flow2/trajectory.png", "curves/distance/flow2.csv"):  # fmt: skip
         assert (project.path / name).stat().st_size > 0
     metrics = json.loads((project.path / "metrics/flow2.json").read_text())
     assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "noise", "budget",
@@ -68,12 +67,14 @@ def test_the_run_gave_everything(finished, tmp_path):
     page = (project.path / "report/index.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    for part in ("floor", "held-out", "flow2", "pseudo_huber", "budget", "trajectory"):
+    for part in ("floor", "held-out", "flow2", "decay: constant", "budget", "trajectory"):
         assert part in page
+    curve = (project.path / "curves/loss/flow2.csv").read_text()
+    assert curve.startswith("step,loss,pseudo_huber,lr,grad_norm\n")
     assert project.rfpp("pairs", "verify", PAIRS).stdout.endswith("all right\n")
     project.run("dvc", "plots", "show", "-o", str(tmp_path))
     plots = (tmp_path / "index.html").read_text()
-    for part in ("distance by NFE", "first of features.nets", "pseudo_huber"):
+    for part in ("distance by NFE", "first of features.nets", '"text": "loss"', '"flow": "flow2"'):
         assert part in plots
 
 
@@ -87,30 +88,28 @@ def test_everything_can_be_killed(tmp_path, finished):
     project = new_project(tmp_path / "project")
 
     def again(there: Callable[[], bool]) -> None:
-        kill_when(project, there, "dvc", "repro", "reflow@2")
+        kill_when(project, there, "dvc", "repro", "train@flow2")
 
-    again(has(project, "pretrain/*/state-*.json", 1))
-    assert not work(project, "pretrain/*/flow-*.safetensors")
-    again(has(project, "pairs/*/pairs.zarr/commits/0*.json", 3))
-    kept = {
-        path: path.stat().st_mtime_ns for path in work(project, "pairs/*/pairs.zarr/commits/*")
-    }
+    again(lambda: bool(project.states("images")))
+    assert not project.work("train/*/flow-*.safetensors")
+    again(has(project, COMMITS, 3))
+    kept = {path: path.stat().st_mtime_ns for path in project.work("pairs/*/pairs.zarr/commits/*")}
     assert 0 < len(kept) < 12
-    again(has(project, "reflow/*/state-*.json", 1))
-    assert not work(project, "reflow/*/flow-*.safetensors")
+    again(lambda: bool(project.states("pairs")))
+    assert not list(project.trainings("pairs")[0].glob("flow-*.safetensors"))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # no shard was made again
     again(lambda: (project.path / MODELS[1]).exists())  # published, not yet in dvc.lock
     assert MODELS[1] not in (project.path / "dvc.lock").read_text()
-    project.run("dvc", "repro", "reflow@2")
+    project.run("dvc", "repro", "train@flow2")
     assert results(project) == results(finished)
-    for name in ("curves/flow1_loss.csv", "curves/flow2_loss.csv"):
+    for name in ("curves/loss/flow1.csv", "curves/loss/flow2.csv"):
         assert (project.path / name).read_text() == (finished.path / name).read_text()
 
 
 def test_reference_and_evaluation_resume(tmp_path, finished):
     """Killed, they go on and end in the same bytes; what was measured is not measured again."""
     project = finished.copy(tmp_path / "project")
-    outs = ("models/features.safetensors", "data/reference.npz", "curves/flow2.csv")
+    outs = ("models/features.safetensors", "data/reference.npz", "curves/distance/flow2.csv")
     before = {name: (project.path / name).read_bytes() for name in outs}
     for kind in ("classifier", "features", "evaluate"):
         shutil.rmtree(project.path / ".work" / kind)
@@ -119,22 +118,22 @@ def test_reference_and_evaluation_resume(tmp_path, finished):
     assert "classifier: resumes at step" in project.run(*reference).stdout
     evaluate = (sys.executable, "-m", "pipeline.stages.evaluate", "flow2")
     kill_when(project, has(project, "evaluate/*/[0-9a-f]*.json", 2), *evaluate)
-    measured = {path: path.stat().st_mtime_ns for path in work(project, "evaluate/*/*.json")}
+    measured = {path: path.stat().st_mtime_ns for path in project.work("evaluate/*/*.json")}
     project.run(*evaluate)
     assert {name: (project.path / name).read_bytes() for name in outs} == before
-    del measured[work(project, "evaluate/*/identity.json")[0]]  # written by every run
+    del measured[project.work("evaluate/*/identity.json")[0]]  # written by every run
     assert {path: path.stat().st_mtime_ns for path in measured} == measured
 
-    project.edit("params.yaml", "n: 200", "n: 210")
+    project.set("evaluate.n=210")
     assert "classifier: finished before" in project.run(*reference).stdout
-    project.edit("params.yaml", "n: 210", "n: 200")
+    project.set("evaluate.n=200")
     project.run(*reference)
-    project.edit("params.yaml", "nfe: [1, 2]", "nfe: [1, 2, 3]")
-    there = len(work(project, "evaluate/*/*.json"))
+    project.set("evaluate.nfe=[1, 2, 3]")
+    there = len(project.work("evaluate/*/*.json"))
     project.run(*evaluate)
-    assert len(work(project, "evaluate/*/*.json")) == there + 2  # a row of two sample sets
+    assert len(project.work("evaluate/*/*.json")) == there + 2  # a row of two sample sets
     row = "\n3,euler,200,2,"
-    assert row in (project.path / "curves/flow2.csv").read_text()
+    assert row in (project.path / "curves/distance/flow2.csv").read_text()
 
 
 def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
@@ -142,15 +141,14 @@ def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
     project = pretrained.copy(tmp_path / "project")
     project.run("git", "add", "-f", "dvc.lock")
     project.run("git", "commit", "-qm", "lock")
-    commits = "pairs/*/pairs.zarr/commits/0*.json"
-    kill_when(project, has(project, commits, 2), "dvc", "exp", "run", "reflow@2")
-    kept = {path: path.stat().st_mtime_ns for path in work(project, commits)}
+    kill_when(project, has(project, COMMITS, 2), "dvc", "exp", "run", "train@flow2")
+    kept = {path: path.stat().st_mtime_ns for path in project.work(COMMITS)}
     assert 0 < len(kept) < 12
-    state = "reflow/*/state-*.json"
-    kill_when(project, has(project, state, 1), "dvc", "exp", "run", "--temp", "reflow@2")
+    command = ("dvc", "exp", "run", "--temp", "train@flow2")
+    kill_when(project, lambda: bool(project.states("pairs")), *command)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    step = int(work(project, state)[-1].stem.partition("-")[2])
-    done = project.run("dvc", "exp", "run", "reflow@2")
+    step = int(project.states("pairs")[-1].stem.partition("-")[2])
+    done = project.run("dvc", "exp", "run", "train@flow2")
     assert f"resumes at step {step}" in done.stdout
     assert results(project) == results(finished)
 
@@ -160,8 +158,8 @@ def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, 
     monkeypatch.setenv("RFPP_WORKERS", "2")
     monkeypatch.setenv("RFPP_RETRY_SECONDS", "0.1")
     project = pretrained.copy(tmp_path / "project")
-    process = project.start("dvc", "repro", "generate@2")
-    while not has(project, "pairs/*/pairs.zarr/commits/0*.json", 2)():
+    process = project.start("dvc", "repro", "generate@pairs2")
+    while not has(project, COMMITS, 2)():
         assert process.poll() is None
         time.sleep(0.002)
     victims = [pid for pid, line in processes_in(project.path).items() if "spawn_main" in line]
@@ -175,7 +173,7 @@ def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, 
 def test_a_prefect_server_that_is_not_there_is_one_line(tmp_path, pretrained, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     project = pretrained.copy(tmp_path / "project")
-    done = project.stage("generate", "2", ok=False)
+    done = project.stage("generate", "pairs2", ok=False)
     assert done.returncode == 2
     [line] = [x for x in done.stderr.splitlines() if x.startswith("rfpp")]
     assert "where no Prefect server answers" in line
@@ -189,29 +187,29 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
     before = results(project)
 
     # a comment reruns the stage, which finds its finished work
-    project.edit("rfpp_core/losses.py", "from torch", "# a remark\nfrom torch")
-    out = project.run("dvc", "repro", "pretrain").stdout
+    project.edit("rfpp_core/training/losses.py", "from torch", "# a remark\nfrom torch")
+    out = project.run("dvc", "repro", "train@flow1").stdout
     assert "finished before" in out
     assert results(project) == before
 
     # raising n keeps every finished shard
-    project.edit("params.yaml", "n: 1200", "n: 1400")
-    out = project.run("dvc", "repro", "generate@2").stdout
+    project.set("pairs.pairs2.n=1400")
+    out = project.run("dvc", "repro", "generate@pairs2").stdout
     assert "12 of 14 shards kept" in out
     assert PairStore.open(project.path / PAIRS).n == 1400
-    project.edit("params.yaml", "n: 1400", "n: 1200")
-    project.run("dvc", "repro", "generate@2")
+    project.set("pairs.pairs2.n=1200")
+    project.run("dvc", "repro", "generate@pairs2")
     assert results(project) == before
 
     # raising steps at a constant rate goes on and ends where an uninterrupted run ends
-    project.edit("params.yaml", "steps: 100", "steps: 140")
-    out = project.run("dvc", "repro", "pretrain").stdout
+    project.set("recipes.pretrain.steps=140")
+    out = project.run("dvc", "repro", "train@flow1").stdout
     assert "resumes at step 100" in out
     longer = files.sha256(project.path / MODELS[0])
-    shutil.rmtree(project.path / ".work" / "pretrain")
+    shutil.rmtree(project.trainings("images")[0])
     shutil.rmtree(project.path / ".dvc" / "cache")
     (project.path / MODELS[0]).unlink()
-    out = project.run("dvc", "repro", "-f", "-s", "prepare", "pretrain").stdout
+    out = project.run("dvc", "repro", "-f", "-s", "prepare", "network@unet", "train@flow1").stdout
     assert "resumes" not in out
     assert files.sha256(project.path / MODELS[0]) == longer
 
@@ -220,25 +218,25 @@ def test_what_changes_and_what_does_not(tmp_path, finished):
     assert "finished at 140 steps" in listed
 
     # code that trains otherwise retrains, and adopt takes harmless changes over
-    project.edit("rfpp_core/losses.py", ".mean(1)", ".mean(1) * 1.0")
-    staged = work(project, "pretrain/*/identity.json")[0].parent.name
-    project.rfpp("work", "adopt", f"pretrain/{staged}", "--why", "times one")
-    project.run("dvc", "repro", "-s", "pretrain")
+    project.edit("rfpp_core/training/losses.py", ".mean(1)", ".mean(1) * 1.0")
+    staged = project.trainings("images")[0].name
+    project.rfpp("work", "adopt", f"train/{staged}", "--why", "times one")
+    project.run("dvc", "repro", "-s", "train@flow1")
     from rfpp_core.storage.checkpoint import load
 
     adopted = load(project.path / MODELS[0]).metadata["provenance"]["adopted"]
     assert adopted == [{"modules": ["rfpp_core.training.losses"], "why": "times one"}]
-    project.edit("rfpp_core/losses.py", ".mean(1) * 1.0", ".mean(1) * 2.0")
-    out = project.run("dvc", "repro", "-s", "pretrain").stdout
+    project.edit("rfpp_core/training/losses.py", ".mean(1) * 1.0", ".mean(1) * 2.0")
+    out = project.run("dvc", "repro", "-s", "train@flow1").stdout
     assert "finished before" not in out
     assert files.sha256(project.path / MODELS[0]) != longer
 
 
 def test_the_witness_refuses_through_dvc(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
-    project.edit("rfpp_core/pixels.py", "127.5 + 128", "127.5 + 127")
+    project.edit("rfpp_core/images/pixels.py", "127.5 + 128", "127.5 + 127")
     shutil.rmtree(project.path / ".dvc" / "cache" / "runs")
-    done = project.run("dvc", "repro", "-s", "generate@2", ok=False)
+    done = project.run("dvc", "repro", "-s", "generate@pairs2", ok=False)
     assert done.returncode != 0
     assert "the code now makes other images" in done.stdout + done.stderr
     assert "rfpp work clean pairs/" in done.stdout + done.stderr
@@ -247,32 +245,32 @@ def test_the_witness_refuses_through_dvc(tmp_path, finished):
 def test_going_back_restores_from_the_run_cache(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
     before = results(project)
-    project.edit("params.yaml", "seeds: 2", "seeds: 1")
-    project.run("dvc", "repro", "evaluate@2")
-    project.edit("params.yaml", "seeds: 1", "seeds: 2")
-    out = project.run("dvc", "repro", "evaluate@2").stdout
-    assert "Stage 'evaluate@2' is cached - skipping run, checking out outputs" in out
+    project.set("evaluate.seeds=1")
+    project.run("dvc", "repro", "evaluate@flow2")
+    project.set("evaluate.seeds=2")
+    out = project.run("dvc", "repro", "evaluate@flow2").stdout
+    assert "Stage 'evaluate@flow2' is cached - skipping run, checking out outputs" in out
     assert results(project) == before
 
 
-def test_a_third_round_is_three_words(tmp_path, finished):
+def test_a_third_round_is_two_rows(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
-    project.edit("params.yaml", '"2": {teacher: flow1}',
-                 '"2": {teacher: flow1}\n  "3": {teacher: flow2}')  # fmt: skip
+    project.set(
+        "pairs.pairs3={teacher: flow2, n: 600, shard: 100, micro_batch: 50, solver: heun, nfe: 5}",
+        "flows.flow3={recipe: reflow, data: pairs3, mix: images, start: flow2}",
+    )
     out = project.run("dvc", "repro").stdout
-    assert "Stage 'reflow@2' didn't change, skipping" in out
+    assert "Stage 'train@flow2' didn't change, skipping" in out
     for name in ("models/flow3.safetensors", "metrics/flow3.json", "report/flow3/nfe1.png"):
         assert (project.path / name).exists()
 
 
 def test_conditional_with_guidance(tmp_path):
     project = new_project(tmp_path / "project")
-    project.edit("params.yaml", "conditional: false", "conditional: true")
-    project.edit("params.yaml", "label_dropout: 0.0", "label_dropout: 0.2")
-    project.edit("params.yaml", "guidance: 1.0", "guidance: 1.5")
-    project.edit("params.yaml", "n: 1200", "n: 400")
-    project.edit("params.yaml", "straightness_n: 50", "straightness_n: 5")
-    project.run("dvc", "repro", "evaluate@2")
+    project.set("networks.unet.conditional=true", "recipes.pretrain.label_dropout=0.2",
+                "pairs.pairs2.guidance=1.5", "pairs.pairs2.n=400",
+                "evaluate.straightness_n=5")  # fmt: skip
+    project.run("dvc", "repro", "evaluate@flow2")
     store = PairStore.open(project.path / PAIRS)
     assert (store.spec.classes, store.spec.guidance) == (10, 1.5)
     metrics = json.loads((project.path / "metrics/flow2.json").read_text())
@@ -289,16 +287,21 @@ def test_conditional_with_guidance(tmp_path):
 def test_config_g(tmp_path, finished):
     """flow2 fine-tuned on real images that flow1 inverted, also with its own pairs mixed in."""
     project = finished.copy(tmp_path / "project")
-    project.edit("params.yaml", "finetunes: {}",
-                 'finetunes: {"3": {teacher: flow1, flow: flow2, pairs: "2"}}')  # fmt: skip
+    project.set(
+        "recipes.finetune={steps: 20, batch: 64, lr: 3.0e-4, warmup: 0, decay: constant,"
+        " ema: 0.99, ema_ramp: false, log_every: 10, mix: 0.0}",
+        "pairs.inverted={teacher: flow1, source: images, shard: 500, micro_batch: 250,"
+        " solver: heun, nfe: 8}",
+        "flows.flow3={recipe: finetune, data: inverted, mix: pairs2, start: flow2}",
+    )
     project.run("dvc", "repro")
-    assert project.rfpp("pairs", "verify", "data/inverted_3.zarr").stdout.endswith("all right\n")
+    assert project.rfpp("pairs", "verify", "data/inverted.zarr").stdout.endswith("all right\n")
     metrics = json.loads((project.path / "metrics/flow3.json").read_text())
     assert metrics["budget"] == 1438 * 8 + 3 * 20 * 64
     assert "flow3" in (project.path / "report/index.html").read_text()
     pure = (project.path / "models/flow3.safetensors").read_bytes()
-    project.edit("params.yaml", "mix: 0.0", "mix: 0.5")
-    project.run("dvc", "repro", "finetune@3")
+    project.set("recipes.finetune.mix=0.5")
+    project.run("dvc", "repro", "train@flow3")
     assert (project.path / "models/flow3.safetensors").read_bytes() != pure
     assert results(project) == results(finished)
 
