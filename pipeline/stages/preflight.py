@@ -154,7 +154,7 @@ def _without_labels(config: Params) -> Iterator[str]:
 
 def _of_recipe(name: str, recipe: Recipe) -> Iterator[str]:
     if recipe.loss.perceptual == "lpips":
-        yield from _failures(lambda: perceptual.LPIPS(perceptual_net.vgg(recipe.loss)))
+        yield from _failures(lambda: perceptual_net.lpips(recipe.loss))
     on_cpu = runtime.device().type == "cpu"
     if recipe.compile and on_cpu and not (shutil.which("c++") or shutil.which("g++")):
         yield (f"recipes.{name}.compile on a CPU needs a C++ compiler; install g++ or set "

@@ -21,8 +21,9 @@ from rfpp_core.config.network import Architecture, Network
 from rfpp_core.config.params import Params, explained
 from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Loss, Recipe, Times
 from rfpp_core.config.section import described
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
+from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.small_unet import SmallUNet
 from rfpp_core.model.nets.song_unet import SongUNet
 from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
@@ -93,13 +94,9 @@ NETWORKS: Choices[Callable[[Architecture, float], nn.Module]] = {
     "small_unet": lambda a, dropout: SmallUNet(
         a.shape[0], a.channels, a.multipliers, a.blocks, a.attention, a.classes, dropout
     ),
-    "ncsnpp": lambda a, dropout: SongUNet(
-        *_edm(a), dropout, embedding="fourier", encoder="residual"
-    ),
-    "ddpmpp": lambda a, dropout: SongUNet(
-        *_edm(a), dropout, embedding="positional", encoder="standard"
-    ),
-    "adm": lambda a, dropout: DhariwalUNet(*_edm(a), dropout),
+    "ncsnpp": lambda a, dropout: SongUNet(_edm(a, dropout), "fourier", "residual"),
+    "ddpmpp": lambda a, dropout: SongUNet(_edm(a, dropout), "positional", "standard"),
+    "adm": lambda a, dropout: DhariwalUNet(_edm(a, dropout)),
 }
 
 PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
@@ -108,13 +105,20 @@ PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
 }
 
 
-def _edm(
-    a: Architecture,
-) -> tuple[int, int, int, tuple[int, ...], int, tuple[int, ...], int, int]:
-    """The arguments that EDM's networks share."""
+def _edm(a: Architecture, dropout: float) -> UNetShape:
+    """The shape of one of EDM's networks."""
     channels, side, _ = a.shape
-    return (side, channels, a.channels, a.multipliers, a.blocks, a.attention_resolutions,
-            a.classes, a.augment)  # fmt: skip
+    return UNetShape(
+        image_size=side,
+        image_channels=channels,
+        channels=a.channels,
+        multipliers=a.multipliers,
+        blocks=a.blocks,
+        attention_resolutions=a.attention_resolutions,
+        classes=a.classes,
+        augment=a.augment,
+        dropout=dropout,
+    )
 
 
 def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
@@ -134,7 +138,7 @@ def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -
         raise UserError(f"{path} is not a model file (no architecture in its metadata)")
     start = metadata.get("start", 1.0)
     if not isinstance(start, float | int) or not 0 < start <= 1:
-        raise UserError(f"{path} starts at {start!r}; a flow starts at a time in (0, 1]")
+        raise UserError(f"{path} starts at {quoted(start)}; a flow starts at a time in (0, 1]")
     with torch.device("meta"):  # nothing is allocated for what the file does not hold
         net = field(arch)
     checkpoint.load_into(net, loaded.tensors, str(path), assign=True)

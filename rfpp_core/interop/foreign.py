@@ -19,20 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.interop import pickles
 from rfpp_core.interop.pickles import DEEPEST
 from rfpp_core.interop.spans import Cursor, Source, Span, View, refuse
-from rfpp_core.storage import files
+from rfpp_core.storage import checkpoint, files
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
           torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
 # Far beyond any network, yet too little for a hostile file to hurt with.
-MOST_STEPS, MOST_HINTS, LONGEST_HEADER = 1 << 15, 10_000, 1 << 24
+MOST_STEPS, MOST_HINTS = 1 << 15, 10_000
 MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:]
 
 
@@ -103,9 +102,7 @@ def _open(path: Path) -> Opened:
     with Source(path) as source:
         whole = Cursor(source, Span(0, source.length))
         head = os.pread(source.fileno(), 64, 0)
-        if head[8:9] == b"{" and (size := int.from_bytes(head[:8], "little")) < source.length:
-            if size > LONGEST_HEADER:
-                refuse("a header longer than any network's")
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < source.length:
             return _safetensors(path)
         if head.startswith(b"PK"):
             return _stated("state_dict", path, _named(pickles.archive(source)), {})
@@ -129,10 +126,15 @@ def _stated(kind: str, path: Path, views: dict[str, View], hints: dict[str, Any]
 
 
 def _safetensors(path: Path) -> Opened:
-    opened = safe_open(path, framework="pt")
-    names = opened.offset_keys()  # type: ignore[no-untyped-call]
+    opened = checkpoint.opened(path)
+    names = opened.offset_keys()
+    for name in names:
+        if (dtype := opened.get_slice(name).get_dtype()) not in DTYPES.values():
+            raise UserError(
+                f"holds a tensor of type {dtype}; allowed are {', '.join(DTYPES.values())}"
+            )
     tensors = Lazy({name: partial(opened.get_tensor, name) for name in names})
-    shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}  # type: ignore[no-untyped-call]
+    shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}
     return "safetensors", tensors, shapes, {}
 
 
@@ -140,6 +142,9 @@ def _named(found: Any) -> dict[str, View]:
     """The tensors of a state dict, which may be inside of a checkpoint or come from DDP."""
     if isinstance(found, dict):
         found = found.get("model_state_dict", found.get("state_dict", found))
+    if isinstance(found, dict):
+        found = {name: value.tensor if isinstance(value, pickles.Parameter) else value
+                 for name, value in found.items()}  # fmt: skip
     if not isinstance(found, dict) or not all(isinstance(v, View) for v in found.values()):
         raise UserError("holds more than named tensors; save the model's state_dict() alone")
     if len(found) > MOST_STEPS:

@@ -18,6 +18,7 @@ from rfpp_core.sampling.solvers import solve
 from rfpp_core.storage import files
 
 OPSET = 18
+MOST_FORWARDS = 256  # the graph holds the network once for each
 
 
 class Generator(nn.Module):
@@ -46,10 +47,17 @@ def export(flow: Flow, sampler: SamplerConfig, path: Path) -> float:
         The largest difference of the written generator's images to the flow's own.
 
     Raises:
-        UserError: if the suffix is another, the solver is adaptive, or packages are missing.
+        UserError: if the suffix is another, the solver is adaptive, the graph would be too large,
+            or packages are missing.
     """
     if sampler.solver == ADAPTIVE or properties_of(sampler.solver).float64:  # no graph of float32
-        raise UserError(f"{sampler.solver} is not exported; take euler, midpoint, heun or anchored")
+        raise UserError(
+            f"{sampler.solver} is not exported; take euler, midpoint, heun or anchored"
+        )
+    if sampler.forwards > MOST_FORWARDS:
+        raise UserError(f"an exported graph holds each of its network evaluations: at most "
+                        f"{MOST_FORWARDS}, not {sampler.forwards:,}; lower nfe (guidance takes "
+                        f"two each)")  # fmt: skip
     writers = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(writers)}")

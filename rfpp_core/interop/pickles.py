@@ -19,6 +19,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,12 @@ TYPES |= {str(dtype): dtype for dtype in DTYPES}
 BOTH = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter", "_codecs.encode", "builtins.set", "__builtin__.set",
         "builtins.bytes", "__builtin__.bytes"}  # fmt: skip
-STATE_NAMES = BOTH | {"torch.Size", "torch.device"}
+STATE_NAMES = BOTH | {
+    "torch.Size",
+    "torch.device",
+    "torch._utils._rebuild_tensor",
+    "torch.nn.parameter.Parameter",
+}  # the last two of torch before 0.4
 NVLABS_NAMES = BOTH | {
     "torch_utils.persistence._reconstruct_persistent_obj", "torch.storage._load_from_bytes",
     "torch.nn.modules.container.ModuleDict", "numpy.dtype",
@@ -53,6 +59,13 @@ LEGACY_VERSION = 1001  # of torch's older files, after their magic number
 
 
 Persist = Callable[[Any], Storage]
+
+
+@dataclass
+class Parameter:
+    """A parameter as torch before 0.4 pickled it: its tensor comes as its state."""
+
+    tensor: Any = None
 
 
 class Machine(pickle._Unpickler):
@@ -81,6 +94,8 @@ class Machine(pickle._Unpickler):
             target.state = state
         elif type(target) is dict and type(state) is dict and [*state] == ["_metadata"]:
             pass  # versions of modules, beside a state dict
+        elif type(target) is Parameter and type(state) is list and len(state) in (3, 5):
+            target.tensor = state[0] if len(state) == 5 else target.tensor
         elif not isinstance(target, np.dtype) or state[1] not in ("<", "|"):
             refuse("a state for something that is not a module")
 
@@ -144,9 +159,15 @@ def _make(source: Source, name: str, *arguments: Any) -> Any:
             return view
         case "_load_from_bytes", ((Span() | bytes()) as data,):
             return _inner(source, data)
-        case "_rebuild_tensor_v2", (Storage() as whole, int(at), list(size), list(stride), _, _):
+        case "_rebuild_tensor" | "_rebuild_tensor_v2", (
+            Storage() as whole, int(at), list(size), list(stride), *_,
+        ):  # fmt: skip
             if (found := _view(whole, at, size, stride)) is not None:
                 return found
+        case "Parameter", ():
+            return Parameter()
+        case "Parameter", (View() as view, *_):
+            return Parameter(view)
         case "dtype", (str(code), False, True) if re.fullmatch("[biuf][1248]", code):
             return np.dtype(code)
         case "scalar", (np.dtype() as kind, (Span() | bytes()) as data):

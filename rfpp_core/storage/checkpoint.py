@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ from rfpp_core.errors import Corrupted, UserError, quoted
 from rfpp_core.storage import files
 
 KEY, DIGEST = "rfpp", "sha256"
+# Far beyond any network, yet too little for a hostile file to exhaust time or memory.
+LONGEST_HEADER, MOST_TENSORS, MOST_AXES, MOST_VALUES = 1 << 24, 1 << 15, 8, 1 << 20
 
 
 class Loaded(NamedTuple):
@@ -64,33 +66,64 @@ def load(path: Path, made_by: str = "dvc repro") -> Loaded:
     """Reads a file written by :func:`save`.
 
     Raises:
-        Damaged: if it is not what was written.
+        Corrupted: if it is not what was written.
         UserError: if it is missing or not one of this project's.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             metadata, stated = _document(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = digest(tensors)
-        whole = stated == files.digest([metadata, weights])
+        intact = stated == files.digest([metadata, weights])
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise Corrupted(f"{path} is not a readable safetensors file: {error}", path) from None
+    except UserError as error:
+        raise Corrupted(f"{path} {error}", path) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a hostile file chooses what it provokes in safetensors and torch
+        raise Corrupted(f"{path} is not a readable safetensors file: {quoted(error, 400)}",
+                        path) from None  # fmt: skip
     if metadata is None:
         raise UserError(f"{path} was not written by this project (no '{KEY}' metadata)")
     if stated is None:
         raise UserError(f"{path} was written by an earlier version; `rfpp import-checkpoint` "
-                        f"converts a model, `{made_by}` makes it again")  # fmt: skip
-    if not whole:
-        raise Corrupted(f"{path} is damaged: it is not what was written; `{made_by}` makes it "
-                      f"again", path)  # fmt: skip
+                        f"converts a model, `{made_by}` writes a new one")  # fmt: skip
+    if not intact:
+        raise Corrupted(f"{path} is corrupted: it is not what was written; `{made_by}` rebuilds "
+                        f"it", path)  # fmt: skip
     return Loaded(tensors, metadata, weights)
+
+
+def opened(path: Path) -> Any:
+    """An open safetensors file, if its header is no larger than a network's.
+
+    Raises:
+        UserError: what is too large, without the path.
+    """
+    with path.open("rb") as start:
+        head = start.read(9)
+    size = int.from_bytes(head[:8], "little")
+    if head[8:] == b"{" and LONGEST_HEADER < size < path.stat().st_size:
+        raise UserError(f"has a header of {size:,} bytes; at most {LONGEST_HEADER:,} are read, "
+                        f"which is far more than a network needs")  # fmt: skip
+    file: Any = safe_open(path, framework="pt")
+    names = file.keys()
+    if len(names) > MOST_TENSORS:
+        raise UserError(f"holds {len(names):,} tensors; at most {MOST_TENSORS:,} are read, which "
+                        f"is far more than a network needs")  # fmt: skip
+    for name in names:
+        if (axes := len(file.get_slice(name).get_shape())) > MOST_AXES:
+            raise UserError(f"holds a tensor of {axes:,} axes; at most {MOST_AXES} are read")
+    return file
 
 
 def _document(file: Any) -> tuple[dict[str, Any] | None, Any]:
     """The document of an open safetensors file, or None, and the digest that it states."""
-    metadata = json.loads((file.metadata() or {}).get(KEY, "null"))
+    text = (file.metadata() or {}).get(KEY, "null")
+    if (values := sum(map(text.count, "[{,"))) > MOST_VALUES:  # each takes up to 200 bytes
+        raise UserError(f"has metadata of {values:,} values; at most {MOST_VALUES:,} are read")
+    metadata = json.loads(text)
     if not isinstance(metadata, dict):
         return None, None
     stated = metadata.pop(DIGEST, None)
@@ -101,32 +134,39 @@ def stated_metadata(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     """The document of a safetensors file of this project; empty for another's.
 
     Raises:
-        Damaged: if it states a digest, and that is not the tensors' and its own.
+        Corrupted: if it states a digest, and that is not the tensors' and its own.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             metadata, stated = _document(file)
         if metadata is None:
             return {}
-        whole = stated in (None, files.digest([metadata, digest(tensors)]))
+        intact = stated in (None, files.digest([metadata, digest(tensors)]))
+    except UserError as error:
+        raise Corrupted(f"{path} {error}", path) from None
     except (ValueError, RecursionError):
-        whole, metadata = False, {}
-    if not whole:
-        raise Corrupted(f"{path} is damaged: it is not what was written", path)
+        intact, metadata = False, {}
+    if not intact:
+        raise Corrupted(f"{path} is corrupted: it is not what was written", path)
     return metadata
 
 
 def load_into(
     module: nn.Module, tensors: Mapping[str, Tensor], where: str, assign: bool = False
 ) -> None:
-    """Loads weights whose names and shapes must be exactly the module's; ``assign`` makes them its
-    own instead of copying.
+    """Loads weights whose names, shapes and types must be exactly the module's; ``assign`` makes
+    them its own instead of copying.
 
     Raises:
         UserError: with the list of differences.
     """
-    want = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    own = module.state_dict()
+    want = {name: tuple(t.shape) for name, t in own.items()}
     check_fit(want, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+    if wrong := [name for name in own if tensors[name].dtype != own[name].dtype]:
+        name = wrong[0]
+        raise UserError(f"{where} does not fit the network: {name} is of {tensors[name].dtype}, "
+                        f"not {own[name].dtype}")  # fmt: skip
     module.load_state_dict(dict(tensors), assign=assign)
 
 
@@ -148,7 +188,7 @@ def check_fit(
 
 
 class Ordered(Mapping[str, Tensor]):
-    """Tensors by name in a given order and type, each made when it is asked for."""
+    """Tensors by name in a given order and type, each converted on access."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype
@@ -166,11 +206,15 @@ class Ordered(Mapping[str, Tensor]):
 
 
 def save_state(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int = 2
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    keep: int = 2,
 ) -> None:
     """Writes the training state of a step and its marker; keeps the newest ``keep`` up to it.
 
-    States of later steps, which a longer training left, stay.
+    States of later steps, from a longer training, stay.
     """
     path = folder / f"state-{step:09d}.safetensors"
     save(path, tensors, metadata)
@@ -185,8 +229,8 @@ def save_state(
 def load_state(
     folder: Path, at_most: int, say: Callable[[str], None] = lambda _: None
 ) -> Loaded | None:
-    """The newest whole training state of at most ``at_most`` steps, or None; says which damaged
-    ones it passed over."""
+    """The newest complete training state of at most ``at_most`` steps, or None; says which
+    corrupted ones it skipped."""
     for marker in sorted(folder.glob("state-*.json"), reverse=True):
         name = re.fullmatch(r"state-(\d+)", marker.stem)
         if name is None or (step := int(name[1])) > at_most:
@@ -197,7 +241,7 @@ def load_state(
                 raise ValueError("it is not what its marker says")
             return load(path)
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-            say(f"the state of step {step} is damaged and passed over ({error})")
+            say(f"the state of step {step} is corrupted and skipped ({quoted(error, 400)})")
     return None
 
 

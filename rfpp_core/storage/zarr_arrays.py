@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from rfpp_core.errors import Corrupted, UserError
+from rfpp_core.errors import Corrupted, UserError, quoted
 
 MOST, LARGEST = 10**6, 2**30  # shards of an array; bytes of one, and of its noise in float32
 
@@ -52,8 +52,8 @@ def open_group(path: Path, made_by: str) -> zarr.Group:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing; `{made_by}` makes it") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Corrupted(f"{path} is not a readable Zarr group: {error}; `{made_by}` makes it again",
-                      path / "zarr.json") from None  # fmt: skip
+        raise Corrupted(f"{path} is not a readable Zarr group: {quoted(error, 400)}; `{made_by}` "
+                        f"rebuilds it", path / "zarr.json") from None  # fmt: skip
 
 
 def check_array(
@@ -68,19 +68,19 @@ def check_array(
     """The length of an array of the group at ``path``, which must be one that
     :func:`create_array` makes.
 
-    Other chunks and codecs are a stranger's: they could exhaust the memory, or run what this
+    Other chunks and codecs are foreign: they could exhaust the memory, or run code that this
     project does not know.
 
     Raises:
-        Damaged: if it is missing or another.
+        Corrupted: if it is missing or another.
     """
-    file, again = path / name / "zarr.json", "`dvc repro` makes it again"
+    file, again = path / name / "zarr.json", "`dvc repro` rebuilds it"
     try:
         found: Any = group[name]
         n = int(found.shape[0])
         have, want = found.metadata.to_dict(), _metadata(tail, dtype, chunk, shard)
     except Exception as error:  # whatever zarr raises at foreign metadata
-        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        line = quoted(" ".join(f"{type(error).__name__} {error}".split()))
         raise Corrupted(f"{path}: array {name} is not readable: {line}; {again}", file) from None
     wrong = [key for key in want if key != "shape" and have.get(key) != want[key]]
     check_shard(tail, shard or chunk)

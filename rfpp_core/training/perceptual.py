@@ -8,8 +8,7 @@ LPIPS with VGG16's max-pools replaced by average pools and both images resized t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,15 +93,17 @@ class LPIPS(Perceptual):
     """LPIPS with VGG16, v0.1, from the ``lpips`` package.
 
     Args:
-        weights: torchvision's VGG16 file, or None for a random trunk (for tests).
+        weights: tensors of torchvision's VGG16 by name; None for random ones (for tests).
         pooling: ``"average"`` as in the RF++ runs, ``"max"`` as published by LPIPS.
         resize: side that images are resized to (bilinear, not antialiased); 0 for none.
 
     Raises:
-        UserError: if the file is not VGG16's.
+        UserError: if the tensors are not VGG16's.
     """
 
-    def __init__(self, weights: Path | None, pooling: str = "average", resize: int = 224) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor] | None, pooling: str = "average", resize: int = 224
+    ) -> None:
         super().__init__()
         import lpips
 
@@ -184,11 +185,13 @@ def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(1, keepdim=True) + EPS).sqrt()
 
 
-def _load_trunk(trunk: nn.Module, path: Path) -> None:
-    try:
-        file = torch.load(path, weights_only=True, map_location="cpu")
-        names = {name: f"features.{name.partition('.')[2]}" for name in trunk.state_dict()}
-        trunk.load_state_dict({name: file[given] for name, given in names.items()})
-    except Exception as error:  # whatever a foreign file makes torch.load raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not torchvision's VGG16: {reason}") from None
+def _load_trunk(trunk: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies the convolutions; a file of VGG16 holds classifier layers besides."""
+    for name, own in trunk.state_dict().items():
+        given = f"features.{name.partition('.')[2]}"
+        if given not in weights:
+            raise UserError(f"has no tensor '{given}'")
+        tensor = weights[given]
+        if tensor.shape != own.shape:
+            raise UserError(f"{given} is {tuple(tensor.shape)}, not {tuple(own.shape)}")
+        own.copy_(tensor)

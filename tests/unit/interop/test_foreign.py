@@ -797,3 +797,49 @@ def test_an_archive_of_odd_entries_is_refused(tmp_path):
     put(state, content + b"PK\1\2" * 100 + content[-22:])
     with contextlib.suppress(UserError):
         foreign.read(state)
+
+
+# ---- state dicts of the first versions of torch
+
+
+def old_tensor(key, *size):
+    """The opcodes of a tensor as torch wrote it in 2017, alone in its storage."""
+    numel = math.prod(size)
+    stride = [math.prod(size[i + 1 :]) for i in range(len(size))]
+    storage = (b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+               + b"J" + struct.pack("<i", numel) + b"NtQ")  # fmt: skip
+    sizes = b"".join(
+        b"(" + b"".join(b"K" + bytes([n]) for n in one) + b"t" for one in (size, stride)
+    )
+    return b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"K\x00" + sizes + b"tR"
+
+
+HOOKS = b"ccollections\nOrderedDict\n)R"
+OLD = {  # how an entry of a state dict was written
+    "a tensor": old_tensor,
+    "a parameter of state": lambda *of: (
+        b"ctorch.nn.parameter\nParameter\n)\x81(" + old_tensor(*of) + b"N" + HOOKS + b"\x88\x89tb"
+    ),
+    "a parameter of data": lambda *of: (
+        b"ctorch.nn.parameter\nParameter\n"
+        + old_tensor(*of)
+        + b"\x85\x81(\x88\x89"
+        + HOOKS
+        + b"tb"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", OLD)
+def test_state_dicts_of_old_versions_of_torch_are_read(tmp_path, form):
+    """As torch reads them: VGG16's published file is one."""
+    entries = {"features.0.weight": (2, 3), "features.0.bias": (4,)}
+    state = b"\x80\x02" + HOOKS + b"("
+    for key, (name, size) in enumerate(entries.items()):
+        state += text(name) + OLD[form](str(key), *size)
+    values = {name: torch.randn(size) for name, size in entries.items()}
+    data = b"".join(struct.pack("<q", t.numel()) + t.numpy().tobytes() for t in values.values())
+    head = storage_head(0)[: -len(pickle.dumps(0, 2))]
+    path = put(tmp_path / "vgg.pth", head + state + b"u." + pickle.dumps(["0", "1"], 2) + data)
+    equal(torch.load(path, weights_only=True), values)
+    equal(foreign.read(path).tensors, values)

@@ -18,7 +18,7 @@ def flow(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "sampler",
     [
         SamplerConfig("euler", 1),
         SamplerConfig("euler", 2, times=(1.0, 0.8)),
@@ -26,9 +26,9 @@ def flow(request, tmp_path_factory):
     ],
     ids=["1", "2", "4"],
 )
-def test_onnx_is_the_flow(tmp_path, flow, recipe):
+def test_onnx_is_the_flow(tmp_path, flow, sampler):
     path = tmp_path / "generator.onnx"
-    assert export(flow, recipe, path) < 1e-4
+    assert export(flow, sampler, path) < 1e-4
     session = onnxruntime.InferenceSession(str(path))
     noise = torch.randn(7, *flow.shape)
     fed, labels = {"noise": noise.numpy()}, None
@@ -36,20 +36,20 @@ def test_onnx_is_the_flow(tmp_path, flow, recipe):
         labels = [0, 1, 2, 3, 3, 2, 1]
         fed["label"] = torch.tensor(labels).numpy()
     images = torch.from_numpy(session.run(["images"], fed)[0])
-    torch.testing.assert_close(images, flow.decode(noise, recipe, labels), rtol=0, atol=1e-4)
+    torch.testing.assert_close(images, flow.decode(noise, sampler, labels), rtol=0, atol=1e-4)
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["rfpp"])
     assert metadata["flow"] == flow.digest
     assert [file.name for file in tmp_path.iterdir()] == ["generator.onnx"]
 
 
 def test_torch_export_is_the_flow(tmp_path, flow):
-    path, recipe = tmp_path / "generator.pt2", SamplerConfig("euler", 2)
-    assert export(flow, recipe, path) < 1e-5
+    path, sampler = tmp_path / "generator.pt2", SamplerConfig("euler", 2)
+    assert export(flow, sampler, path) < 1e-5
     loaded = torch.export.load(path).module()
     noise = torch.randn(4, *flow.shape)
     labels = torch.arange(4) if flow.classes else None
     given = (noise,) if labels is None else (noise, labels)
-    expected = flow.decode(noise, recipe, None if labels is None else labels.tolist())
+    expected = flow.decode(noise, sampler, None if labels is None else labels.tolist())
     torch.testing.assert_close(loaded(*given), expected, rtol=0, atol=1e-5)
 
 
@@ -58,4 +58,7 @@ def test_mistakes(tmp_path, flow):
         export(flow, SamplerConfig("euler", 1), tmp_path / "generator.h5")
     with pytest.raises(UserError, match="rk45 is not exported"):
         export(flow, SamplerConfig("rk45"), tmp_path / "generator.onnx")
+    for sampler in (SamplerConfig("euler", 100_000), SamplerConfig("heun", 129, guidance=2.0)):
+        with pytest.raises(UserError, match=r"at most 256, not (100,000|258); lower nfe"):
+            export(flow, sampler, tmp_path / "generator.onnx")
     assert not list(tmp_path.iterdir())

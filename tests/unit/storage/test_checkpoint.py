@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,7 +53,9 @@ def test_a_changed_byte_is_refused_wherever_it_is(tmp_path):
         if content[at] == ord(" "):  # padding of the header
             continue
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(UserError, match=r"is damaged|not a readable|was not written|earlier"):
+        with pytest.raises(
+            UserError, match=r"is corrupted|not a readable|was not written|earlier"
+        ):
             checkpoint.load(path)
     path.write_bytes(content)
     checkpoint.load(path)
@@ -61,6 +65,59 @@ def test_a_file_without_digest_is_an_earlier_version_s(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "m", metadata={"rfpp": "{}"})
     with pytest.raises(UserError, match="earlier version; `rfpp import-checkpoint`"):
         checkpoint.load(tmp_path / "m")
+
+
+def with_header(path, header, data=b""):
+    """A safetensors file of any header."""
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def one_line(path):
+    """What is said of a file that is no model."""
+    with pytest.raises(UserError) as caught:
+        load_flow(path)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 700
+    return said
+
+
+def test_a_file_cannot_drive_the_terminal(tmp_path):
+    entry = {"dtype": "\x1b[31mX\nY\u202e", "shape": [1], "data_offsets": [0, 4]}
+    said = one_line(with_header(tmp_path / "m", {"x": entry}, b"1234"))
+    assert "not a readable safetensors file" in said
+    assert "unknown variant `\\x1b[31mX\\nY\\u202e`" in said
+    start = "\x1b[31mX\nY\u202e"
+    metadata = {"architecture": tiny_arch(), "start": start}
+    checkpoint.save(tmp_path / "m", build.field(tiny_arch()).state_dict(), metadata)
+    assert "starts at \\x1b[31mX\\nY\\u202e; a flow starts" in one_line(tmp_path / "m")
+
+
+ONE = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+LARGE = {
+    "header": ({"__metadata__": {"rfpp": f"[{'[],' * 6_000_000}0]"}}, "has a header of 18,000,0"),
+    "metadata": ({"__metadata__": {"rfpp": f"[{'[],' * 600_000}0]"}}, "metadata of 1,200,001 val"),
+    "tensors": ({f"{i}": ONE for i in range(33_000)}, "holds 33,000 tensors; at most 32,768"),
+    "axes": ({"x": {**ONE, "shape": [0] * 9}}, "a tensor of 9 axes; at most 8"),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_what_is_larger_than_a_network_s_is_refused_before_it_is_read(tmp_path, what):
+    header, message = LARGE[what]
+    path = with_header(tmp_path / "m", header)
+    assert message in one_line(path)
+    with pytest.raises(UserError, match=message):
+        checkpoint.stated_metadata(path, {})
+
+
+def test_weights_of_another_type_are_refused(tmp_path):
+    tensors = build.field(tiny_arch()).state_dict()
+    tensors["model.stem.bias"] = tensors["model.stem.bias"].long()
+    checkpoint.save(tmp_path / "m", tensors, {"architecture": tiny_arch()})
+    assert "model.stem.bias is of torch.int64, not torch.float32" in one_line(tmp_path / "m")
 
 
 def test_wrong_shapes_are_listed(tmp_path):
@@ -97,7 +154,7 @@ def test_states_keep_the_newest_and_skip_damage(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-1])
     said = []
     assert checkpoint.load_state(tmp_path, 100, said.append).metadata["step"] == 20
-    assert [line[:32] for line in said] == ["the state of step 30 is damaged "]
+    assert [line[:34] for line in said] == ["the state of step 30 is corrupted "]
 
 
 def test_a_state_whose_marker_was_never_written_is_cleared_away(tmp_path):

@@ -1,7 +1,10 @@
+import zipfile
+
 import pytest
 import torch
 from torch import nn
 
+from pipeline.work import perceptual_net
 from rfpp_core.config import build
 from rfpp_core.config.recipe import Loss, Recipe, Times
 from rfpp_core.errors import UserError
@@ -78,20 +81,33 @@ def test_a_dead_layer_has_a_finite_gradient():
     assert torch.isfinite(same.grad).all()
 
 
+DEEP_KEY = b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s."  # crashes what hashes it
+
+
 def test_weights_are_read_as_data(tmp_path, published):
     path = tmp_path / "vgg.pth"
     trunk = {f"features.{name.partition('.')[2]}": torch.full_like(value, 0.01)
              for name, value in published.net.net.state_dict().items()}  # fmt: skip
     torch.save({**trunk, "classifier.0.bias": torch.zeros(1)}, path)
-    net = perceptual.LPIPS(path)
+    section = Loss(perceptual="lpips", vgg_path=str(path))
+    net = perceptual_net.lpips(section)
     assert all(float((value - 0.01).abs().max()) == 0
                for value in net.net.net.state_dict().values())  # fmt: skip
+
+    def refused(match):
+        with pytest.raises(UserError, match=match) as caught:
+            perceptual_net.lpips(section)
+        assert str(caught.value).isprintable()
+
     torch.save({"other": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"is not torchvision's VGG16: 'features.0.weight'"):
-        perceptual.LPIPS(path)
+    refused(r"vgg\.pth is not torchvision's VGG16: has no tensor 'features\.0\.weight'$")
+    torch.save({**trunk, "features.0.bias": torch.zeros(3)}, path)
+    refused(r"vgg\.pth is not torchvision's VGG16: features\.0\.bias is \(3,\), not \(64,\)$")
     path.write_bytes(b"x")
-    with pytest.raises(UserError, match="is not torchvision's VGG16"):
-        perceptual.LPIPS(path)
+    refused(r"vgg\.pth is not torchvision's VGG16: is damaged or no checkpoint")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", DEEP_KEY)
+    refused(r"vgg\.pth is not torchvision's VGG16: .* unhashable")
 
 
 @pytest.mark.parametrize("over_t", [False, True])
@@ -148,9 +164,7 @@ def test_in_chunks_value_and_gradient_are_the_same(make, chunk):
 
 
 def test_the_params_choose_the_chunk(tmp_path, monkeypatch):
-    from pipeline.work import perceptual_net
-
-    monkeypatch.setattr(perceptual_net, "vgg", lambda section: None)
+    monkeypatch.setattr(perceptual_net, "lpips", lambda section: perceptual.LPIPS(None))
     cpu, section = torch.device("cpu"), Loss(perceptual="lpips", chunk=4)
     assert perceptual_net.load(section, None, tmp_path, cpu).chunk == 4
     assert Loss().chunk == 0
