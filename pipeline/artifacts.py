@@ -66,8 +66,8 @@ def work() -> Path:
 def located(path: str) -> Path:
     """A path of the params: ``~`` is expanded, and a relative one is looked up in the main tree
     where an experiment runs in a copy of it (``dvc exp run --temp``)."""
-    given = Path(path).expanduser()
-    return given if given.is_absolute() or given.exists() else root() / given
+    given = Path(os.path.expanduser(path))  # as it is if there is no such user
+    return given if given.is_absolute() or os.path.exists(given) else root() / given
 
 
 def library_caches() -> None:

@@ -23,7 +23,7 @@ from rfpp_core.images.decode import BACKGROUND
 from rfpp_core.images.listing import counted
 from rfpp_core.storage import files
 
-SHOWN = 20  # classes that are printed
+SHOWN = 20  # classes, and folders without images, that are printed
 
 
 def run() -> None:
@@ -42,7 +42,9 @@ def run() -> None:
     labels = image_store.labels(building, "train"), image_store.labels(building, "held_out")
     for line in problems(config, source, *labels):  # now of what was not skipped
         raise UserError(line)
-    facts = summary(section, source, *labels, image_store.metadata(building)["shape"], len(corrupt))
+    facts = summary(
+        section, source, *labels, image_store.metadata(building)["shape"], len(corrupt)
+    )
     files.replace_tree(building, artifacts.IMAGES)
     files.write_json(artifacts.SUMMARY, facts)
     print("\n".join(told(facts)))
@@ -157,6 +159,7 @@ def summary(
         "background": BACKGROUND,
         "animated": forms.animated,
         "ignored": dict(source.ignored),
+        "empty_folders": {"count": len(source.empty), "names": list(source.empty[:SHOWN])},
     }
 
 
@@ -181,6 +184,10 @@ def told(facts: dict[str, Any]) -> Iterator[str]:
         yield f"{facts['animated']} have several frames: the first is taken"
     if facts["ignored"]:
         yield f"ignored, as no images: {counted(facts['ignored'])}"
+    if count := facts["empty_folders"]["count"]:
+        names = ", ".join(map(quoted, facts["empty_folders"]["names"]))
+        more = f" and {count - SHOWN} more" if count > SHOWN else ""
+        yield f"{count} folder(s) without images, which are no classes: {names}{more}"
     if facts["grey"] == n and facts["shape"][0] == 3:
         yield "hint: all images are grey; dataset.channels: 1 takes a third of the values"
 

@@ -21,7 +21,9 @@ import yaml
 from pipeline import artifacts, console
 from rfpp_core.config import params
 from rfpp_core.config.dataset import Dataset
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
+from rfpp_core.images.decode import first_line
+from rfpp_core.images.listing import is_hidden
 from rfpp_core.storage import files
 
 WATCHED = ("name", "path", "labels")  # of the section dataset
@@ -32,7 +34,7 @@ def run() -> None:
     found = fingerprint(section)
     if found is None:
         found = prepared(section)
-        print(f"source: {section.path} is not here; the images prepared from it are used")
+        print(f"source: {quoted(section.path)} is not here; the images prepared from it are used")
     files.write_json(artifacts.FINGERPRINT, found)
 
 
@@ -45,9 +47,9 @@ def fingerprint(section: Dataset) -> dict[str, Any] | None:
     if section.name != "folder":
         return {"name": section.name}
     path = artifacts.located(section.path)
-    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise UserError(f"dataset.path '{section.path}' contains this project; give a folder or "
-                        f"a zip of images alone")  # fmt: skip
+    if _contains_project(path):
+        raise UserError(f"dataset.path '{quoted(section.path)}' contains this project; give a "
+                        f"folder or a zip of images alone")  # fmt: skip
     known = _Digests(artifacts.work() / "source-digests.json")
     content = _of(path, known)
     if content is None:
@@ -56,8 +58,8 @@ def fingerprint(section: Dataset) -> dict[str, Any] | None:
     if section.labels not in ("folders", "none"):
         found["labels"] = _of(artifacts.located(section.labels), known)
         if found["labels"] is None:
-            raise UserError(f"dataset.labels '{section.labels}' does not exist; it is 'folders', "
-                            f"'none' or a CSV file of name,label rows")  # fmt: skip
+            raise UserError(f"dataset.labels '{quoted(section.labels)}' does not exist; it is "
+                            f"'folders', 'none' or a CSV file of name,label rows")  # fmt: skip
     known.save()
     return found
 
@@ -74,8 +76,15 @@ def prepared(section: Dataset) -> dict[str, Any]:
         if all(then[f"dataset.{name}"] == getattr(section, name) for name in WATCHED):
             attributes = json.loads((artifacts.IMAGES / "zarr.json").read_text())["attributes"]
             return dict(attributes["rfpp"]["source_fingerprint"])
-    raise UserError(f"dataset.path '{section.path}' is not there or empty; put images into it, or "
-                    f"set dataset.path to a folder or a zip of images")  # fmt: skip
+    raise UserError(f"dataset.path '{quoted(section.path)}' is not there or empty; put images "
+                    f"into it, or set dataset.path to a folder or a zip of images")  # fmt: skip
+
+
+def _contains_project(path: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)) in (Path.cwd(), *Path.cwd().parents)
+    except (OSError, ValueError):  # no file can have this name
+        return False
 
 
 def _of(path: Path, known: _Digests) -> str | None:
@@ -89,8 +98,9 @@ def _of(path: Path, known: _Digests) -> str | None:
             for name in names:
                 sha.update(os.fsencode(name) + b"\0" + known.of(path / name).encode())
                 bar.update()
-    except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        name = quoted(getattr(error, "filename", None) or path)
+        raise UserError(f"{name} cannot be read: {first_line(error)}") from None
     return sha.hexdigest() if names else None
 
 
@@ -107,9 +117,9 @@ def _names(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
-            if not name.startswith("."):
+            if not is_hidden(name):
                 yield os.path.relpath(os.path.join(at, name), folder)
 
 

@@ -2,7 +2,7 @@
 
 The names of a set's top folders say what they are: all of them names of parts (``train`` beside
 ``test``, ``val``, ...) give the split, and everything but ``train`` is held out; others are
-classes.  What could be read both ways is refused.
+classes.  What could be read both ways is refused: test images are never trained on by mistake.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.images.decode import first_line
 
-TRAIN = {"train", "training"}
+TRAIN = {"train", "training", "train_set", "training_set", "trainset"}
 HELD_OUT = {
-    "test", "testing", "val", "valid", "validation", "held_out", "held-out", "heldout",
+    "test", "testing", "test_set", "testing_set", "testset", "val", "valid", "validation",
+    "val_set", "validation_set", "valset", "dev", "dev_set", "devset", "eval", "evaluation",
+    "held_out", "heldout",
 }  # fmt: skip
+_TRAIN, _HELD_OUT = r"train(ing)?", r"(test(ing)?|val(id(ation)?)?|dev|eval(uation)?)"
 MOST_CLASSES = 2**15 - 1
 
 Labels = tuple[NDArray[np.int64], list[str]]  # (N,), -1 for none, and the names of the classes
@@ -42,13 +46,17 @@ def split_of(names: Names) -> tuple[Names, NDArray[np.bool_] | None]:
     """Names below the folders of the parts, and which are held out; as given where there are none.
 
     Raises:
-        UserError: if only some of the top folders are parts, or none of them is to be trained on.
+        UserError: if only some of the top folders are parts, none of them is to be trained on, or
+            folders look like parts and are not named as such.
     """
     tops = sorted({name.parts[0] for name in names if len(name.parts) > 1})
-    train = [top for top in tops if top.casefold() in TRAIN]
-    held = [top for top in tops if top.casefold() in HELD_OUT]
+    train = [top for top in tops if _plain(top) in TRAIN]
+    held = [top for top in tops if _plain(top) in HELD_OUT]
     others = [top for top in tops if top not in train + held]
+    if not (train and held):
+        _refuse_likely_parts(tops, others)
     if not held or (others and not train):  # a class may be called train, or test
+        _refuse_parts_of_classes(names)
         return names, None
     if others or any(len(name.parts) == 1 for name in names):
         other = others[0] if others else next(str(n) for n in names if len(n.parts) == 1)
@@ -60,6 +68,48 @@ def split_of(names: Names) -> tuple[Names, NDArray[np.bool_] | None]:
                         f"folder train, or set dataset.path to one of them")  # fmt: skip
     mask = np.array([name.parts[0] in held for name in names])
     return below_common([PurePosixPath(*name.parts[1:]).as_posix() for name in names]), mask
+
+
+def _plain(name: str) -> str:
+    """A folder's name in one spelling: ``Test-Set`` and ``TestSet`` are ``test_set``."""
+    return re.sub(r"[-\s]|(?<=[a-z])(?=[A-Z])", "_", name).casefold()
+
+
+def _refuse_likely_parts(tops: Sequence[str], others: Sequence[str]) -> None:
+    """Refuses ``train2017`` beside ``val2017``: as classes, both would be trained on.
+
+    The words must stand apart (``seg_train``, ``trainA``), unless every folder begins or ends with
+    one (``trainimages``): a class ``valley`` is no part.
+    """
+    train = [top for top in tops if _has_word(_TRAIN, top)]
+    held = [top for top in tops if _has_word(_HELD_OUT, top)]
+    found = {*train, *held} if train and held else set()
+    words = ("train", "test", "val")
+    if all(_plain(top).startswith(words) or _plain(top).endswith(words) for top in tops):
+        found = set(tops) if len(tops) > 1 else set()
+    if others and found:
+        raise UserError(f"{_listed(sorted(found))} look like parts of a split, but are not named "
+                        f"so; name them train and test, or set dataset.path to one of them; "
+                        f"classes need other names")  # fmt: skip
+
+
+def _has_word(word: str, name: str) -> bool:
+    """Whether a name begins or ends with a word; a letter more makes it another word."""
+    return bool(re.search(rf"^{word}(_?set)?(?![a-z])|(?<![a-z]){word}(_?set)?$", _plain(name)))
+
+
+def _refuse_parts_of_classes(names: Names) -> None:
+    """Refuses ``cat/train`` beside ``cat/test``, where both would be trained on."""
+    inner: dict[str, dict[str, str]] = {}  # of each top folder
+    for top, folder in sorted({name.parts[:2] for name in names if len(name.parts) > 2}):
+        inner.setdefault(top, {})[_plain(folder)] = folder
+    for top, folders in inner.items():
+        held = [name for plain, name in folders.items() if plain in HELD_OUT]
+        if held and folders.keys() & TRAIN:
+            part = PurePosixPath(top, held[0])
+            raise UserError(f"{quoted(part)} looks like the held-out images of one class; put the "
+                            f"parts above the classes (train/{quoted(top)}, test/{quoted(top)}), "
+                            f"or give the folders other names")  # fmt: skip
 
 
 def of_folders(names: Names) -> Labels:

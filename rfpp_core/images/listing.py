@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from rfpp_core.errors import UserError, quoted
@@ -45,12 +46,14 @@ MAGIC = (  # offset, bytes, what such a file is
 class Listing:
     """Sorted names of files and their reader, which may raise :class:`CorruptImage`.
 
-    ``ignored`` counts what was passed over, by suffix (``HIDDEN`` for hidden and system entries).
+    ``ignored`` counts the other files by suffix (``HIDDEN`` for hidden and system entries), and
+    ``empty`` names the folders that hold no image at any depth.
     """
 
     names: list[str]
     read: Callable[[str], bytes]
     ignored: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
 
 
 def listing(path: Path) -> Listing:
@@ -60,7 +63,7 @@ def listing(path: Path) -> Listing:
         UserError: if it is neither, is unsafe, damaged or unreadable, or holds no images.
     """
     found = unzip(path, {*suffixes(), LABELS}) if is_zip(path) else _folder(path)
-    if all(PurePosixPath(name).name == LABELS for name in found.names):
+    if all(map(_is_table, found.names)):
         raise UserError(f"{quoted(path)} holds no images (of {', '.join(sorted(suffixes()))})"
                         f"{_instead(found.ignored)}")  # fmt: skip
     return found
@@ -114,6 +117,11 @@ def _unreadable(name: str, error: BaseException) -> UserError:
     return UserError(f"{quoted(name)} cannot be read: {first_line(error)}; mend or remove it")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether an entry of a folder is hidden, or one that systems leave behind."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
 class _Sieve:
     """Says of each name whether it is wanted (by its suffix, or as a whole), and counts the
     others; a hidden entry counts once, whatever is in it."""
@@ -121,10 +129,11 @@ class _Sieve:
     def __init__(self, wanted: Collection[str]) -> None:
         self.wanted, self.others = wanted, Counter[str]()
         self.hidden: set[tuple[str, ...]] = set()
+        self.folders: set[PurePosixPath] = set()
 
     def hides(self, name: PurePosixPath) -> bool:
         for depth, part in enumerate(name.parts, 1):
-            if part.startswith(".") or part.lower() in SYSTEM:
+            if is_hidden(part):
                 self.hidden.add(name.parts[:depth])
                 return True
         return False
@@ -144,10 +153,22 @@ class _Sieve:
     def ignored(self) -> Counter[str]:
         return self.others + Counter({HIDDEN: len(self.hidden)})
 
+    def empty(self, names: Collection[str]) -> list[str]:
+        """The topmost folders below which none of the names is an image."""
+        folders = self.folders | {parent for folder in self.folders for parent in folder.parents}
+        leaves = {name.rpartition("/")[0] for name in names if not _is_table(name)}
+        full = {parent for leaf in leaves for parent in (PurePosixPath(leaf) / "x").parents}
+        return sorted(str(folder) for folder in folders - full if folder.parent in full)
+
+
+def _is_table(name: str) -> bool:
+    return name.rpartition("/")[2] == LABELS
+
 
 def _folder(path: Path) -> Listing:
     sieve = _Sieve({*suffixes(), LABELS})
-    return Listing(sorted(_walk(path, sieve)), reader(path), sieve.ignored)
+    names = sorted(_walk(path, sieve))
+    return Listing(names, reader(path), sieve.ignored, sieve.empty(names))
 
 
 def reader(folder: Path) -> Callable[[str], bytes]:
@@ -193,6 +214,7 @@ def _walk(root: Path, sieve: _Sieve) -> Iterator[str]:
                 continue
             if _is_folder(entry):
                 queue.append(name)
+                sieve.folders.add(name)
                 continue
             if entry.is_symlink():  # to nothing, it may have been one to a folder
                 _check_file(root, name)
@@ -237,10 +259,12 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
         raise UserError(f"{quoted(path)} is not a readable zip: {first_line(error)}") from None
     sieve, entries = _Sieve(suffixes() if wanted is None else wanted), {}
     for entry in archive.infolist():
+        name = PurePosixPath(entry.filename)
+        folders = name.parts if entry.is_dir() else name.parts[:-1]
+        sieve.folders.add(PurePosixPath(*takewhile(lambda part: not is_hidden(part), folders)))
         if entry.is_dir():
             continue
         _check_entry(path, entry)
-        name = PurePosixPath(entry.filename)
         if sieve.takes(name):
             if name.as_posix() in entries:
                 raise UserError(f"{quoted(path)} has two entries {quoted(name)}; pack it again")
@@ -255,7 +279,7 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
         except Exception as error:  # as above
             raise CorruptImage(first_line(error)) from None
 
-    return Listing(sorted(entries), read, sieve.ignored)
+    return Listing(sorted(entries), read, sieve.ignored, sieve.empty(entries))
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:

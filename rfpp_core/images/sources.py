@@ -37,7 +37,7 @@ class Source:
     ``keys`` names the items, ``labels`` int64 (N,) holds -1 for none, ``held_out`` bool (N,) is
     the given split or None; ``load(i)`` decodes item i to uint8 (C, H, W) and may raise
     :class:`CorruptImage`.  ``forms`` counts what the files decoded so far looked like, ``ignored``
-    the files that are no images, by suffix.
+    the files that are no images, by suffix; ``empty`` names the folders without any image.
     """
 
     keys: Sequence[str]
@@ -47,6 +47,7 @@ class Source:
     held_out: NDArray[np.bool_] | None = None
     forms: Forms = field(default_factory=Forms)
     ignored: Counter[str] = field(default_factory=Counter)
+    empty: Sequence[str] = ()
 
     def take(self, which: NDArray[np.int64]) -> Source:
         """The items ``which``, in that order."""
@@ -58,6 +59,7 @@ class Source:
             None if self.held_out is None else self.held_out[which],
             self.forms,
             self.ignored,
+            self.empty,
         )
 
 
@@ -82,8 +84,8 @@ def cifar10(root: Path) -> Source:
 
     try:
         parts = [CIFAR10(str(root), train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"CIFAR-10 is not under {root} and cannot be downloaded "
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"CIFAR-10 is not under {quoted(root)} and cannot be downloaded "
                         f"({first_line(error)}); put cifar-10-python.tar.gz there, or set "
                         f"dataset.path")  from None  # fmt: skip
     pixels = np.concatenate([part.data for part in parts]).transpose(0, 3, 1, 2)
@@ -136,7 +138,7 @@ def folder(
                             f"; set dataset.resolution to bring all to one size")  # fmt: skip
         return pixels
 
-    return Source(names, numbers, classes, load, held_out, forms, found.ignored)
+    return Source(names, numbers, classes, load, held_out, forms, found.ignored, found.empty)
 
 
 def _text(found: Listing, name: str) -> bytes:

@@ -89,7 +89,9 @@ def read(path: Path, part: Split, buffers: Buffers = MEMORY) -> Images:
             here = slice(start, start + size)
             for name, values in read_some(path, part, here)._asdict().items():
                 arrays[name][here] = values
-        if metadata(path).get("splits", {}).get(part) != _digest(arrays["images"], arrays["labels"]):
+        if metadata(path).get("splits", {}).get(part) != _digest(
+            arrays["images"], arrays["labels"]
+        ):
             raise _corrupted(path, part, "it is not what was written")
         flush(arrays)
     return Images(**arrays)

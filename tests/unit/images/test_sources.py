@@ -230,7 +230,9 @@ def test_another_dataset_json_is_just_a_file(tmp_path):
 @pytest.mark.parametrize(
     "parts",
     [("train", "test"), ("train", "val"), ("training", "validation"), ("train", "valid"),
-     ("Train", "Test"), ("TRAIN", "held_out"), ("train", "val", "test")],
+     ("Train", "Test"), ("TRAIN", "held_out"), ("train", "val", "test"), ("train", "dev"),
+     ("train", "eval"), ("train", "evaluation"), ("train_set", "test_set"), ("trainset", "valset"),
+     ("training_set", "test_set"), ("Training-Set", "TestSet"), ("train set", "Held Out")],
 )  # fmt: skip
 def test_everything_but_train_is_held_out(tmp_path, parts):
     names = [f"{part}/{name}" for part in parts for name in CLASSES]
@@ -253,6 +255,87 @@ def test_folders_that_could_be_read_both_ways_are_refused(tmp_path, names, said)
     path = tree(tmp_path / "set", names)
     with pytest.raises(UserError, match=said):
         sources.folder(path, 3, None)
+
+
+LIKE_PARTS = [
+    ("train2017", "val2017"), ("seg_train", "seg_test"), ("seg_train", "seg_test", "seg_pred"),
+    ("trainA", "testA", "trainB", "testB"), ("train", "val2017"), ("train2017", "test"),
+    ("imagesTrain", "imagesVal"), ("trainimages", "testimages"), ("cat", "train-1", "dev-1"),
+    ("train_1", "train_2"), ("imgs_training", "imgs_validation", "extra"), ("train", "val_images"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tree, zipped])
+@pytest.mark.parametrize("parts", LIKE_PARTS, ids="+".join)
+def test_folders_that_look_like_parts_are_never_classes(tmp_path, make, parts):
+    """Otherwise the test images would be trained on, and nothing would say so."""
+    path = make(tmp_path / "set", [f"{part}/{i}.png" for part in parts for i in range(2)])
+    for labels in ("folders", None):
+        with pytest.raises(UserError, match="look like parts of a split, but are not") as error:
+            sources.folder(path, 3, None, labels)
+        assert "name them train and test, or set dataset.path to one of them" in str(error.value)
+        named = str(error.value).partition(" look like")[0].split(", ")
+        assert len(named) > 1
+        assert set(named) <= set(parts)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [("train_interior", "igloo", "valley"), ("bus", "train"), ("trainer", "shoe", "contest"),
+     ("carnival", "parade", "train station"), ("test tube", "flask"), ("val", "mo", "ken"),
+     ("device", "evaluator"), ("train2017", "bus")],
+    ids="+".join,
+)  # fmt: skip
+def test_classes_whose_names_only_begin_like_parts_are_classes(tmp_path, classes):
+    path = tree(tmp_path / "set", [f"{name}/{i}.png" for name in classes for i in range(2)])
+    assert list(sources.folder(path, 3, None).classes) == sorted(classes)
+
+
+@pytest.mark.parametrize("labels", ["folders", None])
+def test_parts_below_the_classes_are_refused(tmp_path, labels):
+    names = [f"{name}/{part}/1.png" for name in "ab" for part in ("train", "test")]
+    path = tree(tmp_path / "set", names)
+    with pytest.raises(UserError) as error:
+        sources.folder(path, 3, None, labels)
+    assert str(error.value).startswith("a/test looks like the held-out images of one class; put ")
+    assert "put the parts above the classes (train/a, test/a)" in str(error.value)
+    path = tree(tmp_path / "other", ["a/train/1.png", "a/bus/1.png", "b/test/1.png", "b/2.png"])
+    assert list(sources.folder(path, 3, None).classes) == ["a", "b"]
+
+
+def with_folders(path, names, folders):
+    """The same in a folder or in a zip, empty folders included."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(zipped(path, names), "a") as archive:
+            for name in folders:
+                archive.mkdir(name)
+        return path
+    tree(path, names)
+    for name in folders:
+        (path / name).mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("where", ["set", "set.zip"])
+def test_folders_without_images_are_named(tmp_path, where):
+    names = [*CLASSES, "cow/notes.txt", "hen/deep/er/list.csv", "ox/.hidden.png", "cat/more/7.png"]
+    path = with_folders(tmp_path / where, names, ["pig", "dog/none", ".git/x", "ape/a/b"])
+    source = sources.folder(path, 3, None)
+    assert list(source.classes) == ["cat", "dog"]
+    assert source.empty == ["ape", "cow", "dog/none", "hen", "ox", "pig"]
+    assert source.take(np.arange(3)).empty == source.empty
+
+
+@pytest.mark.parametrize("where", ["set", "set.zip"])
+def test_a_folder_of_labels_alone_holds_no_images(tmp_path, where):
+    path = with_folders(tmp_path / where, CLASSES, [])
+    if where == "set":
+        (path / "meta").mkdir()
+        (path / "meta/dataset.json").write_text("{}")
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("meta/dataset.json", "{}")
+    assert sources.folder(path, 3, None).empty == ["meta"]
 
 
 def test_a_train_may_be_a_class(tmp_path):

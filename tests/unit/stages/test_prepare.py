@@ -67,6 +67,7 @@ def test_the_summary_is_what_was_read(run, tmp_path):
         "sizes": {"least": [9, 8], "most": [16, 40],
                   "common": {"size": [9, 12], "count": 39}},
         "ignored": {".txt": 1, "hidden or system": 1},
+        "empty_folders": {"count": 0, "names": []},
     }  # fmt: skip
     for part in ("21 train, 20 held-out, 0 skipped, 2 classes", "classes: cat 20, dog 21",
                  "38 RGB", "9x8 to 16x40, most often 9x12 (39)", "composited on white",
@@ -74,6 +75,23 @@ def test_the_summary_is_what_was_read(run, tmp_path):
         assert part in out
     assert "hint" not in out
     assert str(tmp_path) not in artifacts.SUMMARY.read_text()
+
+
+def test_a_class_folder_without_images_is_said(run, tmp_path):
+    path = tree(tmp_path / "set", MANY)
+    (path / "cow").mkdir()
+    (path / "e\x1b[1m").mkdir()
+    (path / "hen").mkdir()
+    (path / "hen/notes.txt").write_text("x")
+    code, out, _, facts = run()
+    assert code == 0
+    assert facts["empty_folders"] == {"count": 3, "names": ["cow", "e\x1b[1m", "hen"]}
+    assert r"3 folder(s) without images, which are no classes: cow, e\x1b[1m, hen" in out
+    for i in range(30):
+        (path / f"{i:02}").mkdir()
+    _, out, _, facts = run()
+    assert (facts["empty_folders"]["count"], len(facts["empty_folders"]["names"])) == (33, 20)
+    assert ", 19 and 13 more" in out
 
 
 def test_what_is_skipped_counts_for_no_split(run, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from pipeline import artifacts
-from pipeline.stages import source
+from pipeline.stages import prepare, source
 from rfpp_core.config.dataset import Dataset
 from rfpp_core.errors import UserError
 from tests.helpers import SMOKE, Project, new_project
@@ -118,8 +118,9 @@ def test_images_that_are_not_there_are_one_line(here, make, monkeypatch):
         source.run()
 
 
-def test_the_project_itself_is_no_set_of_images(here):
-    for path in (".", str(here)):
+def test_the_project_itself_is_no_set_of_images(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    for path in (".", str(here), "~"):
         with pytest.raises(UserError, match="contains this project"):
             of(path)
 
@@ -138,6 +139,47 @@ def test_a_file_that_cannot_be_read_is_named(here, monkeypatch):
     monkeypatch.setattr(source.files, "sha256", refuse)
     with pytest.raises(UserError, match=r"one/a/0.png cannot be read: Permission denied"):
         of(one)
+
+
+def test_what_systems_leave_behind_changes_nothing(here):
+    """Otherwise a look into the folder with a file manager prepares and trains all again."""
+    one = pictures(here / "one")
+    before = of(one)
+    for name in (
+        "Thumbs.db",
+        "a/desktop.ini",
+        "b/ehthumbs.db",
+        "a/.DS_Store",
+        "a/._0.png",
+        "@eaDir/0.png",
+        "$RECYCLE.BIN/0.png",
+        "__MACOSX/a/0.png",
+        ".git/0.png",
+    ):
+        (one / name).parent.mkdir(parents=True, exist_ok=True)
+        (one / name).write_bytes(b"system")
+    assert of(one) == before
+    (one / "a" / "notes.txt").write_text("mine")
+    assert of(one) != before
+
+
+LONG = "x" * 300
+ODD = ["~nosuch/x", LONG, f"{LONG}/x", "a\x1b[31mb", "no\nwhere", "\u202e", "\ud800", "a\0b",
+       "/dev/null/x", "loop"]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["path", "labels"])
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_paths_that_no_file_can_have_are_one_line(here, name, option):
+    (here / "project" / "loop").symlink_to("loop")
+    given = {"path": str(pictures(here / "one")), option: name}
+    section = Dataset.model_construct(**{**Dataset(name="folder").model_dump(), **given})
+    for stage in (lambda: source.fingerprint(section) or source.prepared(section),
+                  lambda: prepare.source_of(section)):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            stage()
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 500
 
 
 def test_names_that_are_not_utf8_and_links_in_circles(here):
