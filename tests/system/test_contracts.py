@@ -29,7 +29,8 @@ NOT_FOR = {
     "network": {"rfpp_core/training", "rfpp_core/sampling", "rfpp_core/images", "rfpp_core/pairs",
                 "pipeline/work"},  # of the builder of networks and what lies beside it
     "generate": {"rfpp_core/training", "rfpp_core/evaluation"},  # of other jobs in work
-    "train": {"rfpp_core/sampling", "rfpp_core/evaluation", "pipeline/workers"},
+    "train": {"rfpp_core/sampling", "rfpp_core/evaluation", "pipeline/workers",
+              "rfpp_core/interop"},  # the file of VGG16, which an identity knows by its digest
     "evaluate": {"rfpp_core/training", "rfpp_core/pairs", "pipeline/workers"},
     "report": {"rfpp_core/config", "rfpp_core/rng.py", "rfpp_core/images", "rfpp_core/model", "rfpp_core/pairs",
                "rfpp_core/sampling", "rfpp_core/storage"},  # read of files alone
