@@ -1,14 +1,17 @@
-"""Stage ``preflight``: all that the whole run will need, looked at before any compute.
+"""Stage ``preflight``: everything that the run needs, checked before any compute.
 
-What is missing is listed at once.  The out, data/preflight.txt, always has the same content, so a
-change of params runs this stage again and nothing for its sake.
+All that is missing is listed at once.  The out, data/preflight.txt, always has the same content:
+a change of params runs this stage again, and by that alone no other stage.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -23,12 +26,15 @@ from rfpp_core.config.params import Params, load
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.evaluation import inception
-from rfpp_core.images.decode import CorruptImage, Pixels
+from rfpp_core.images.decode import CorruptImage
 from rfpp_core.images.sources import Source
 from rfpp_core.storage import files
 from rfpp_core.storage.zarr_arrays import check_shard
 from rfpp_core.training import perceptual
 from rfpp_core.training.trainer import check_share
+
+Shape: TypeAlias = tuple[int, ...]  # (C, H, W)
+DONE = "all that the run needs was there\n"
 
 
 def run() -> None:
@@ -40,7 +46,7 @@ def run() -> None:
     if missing:
         lines = "".join(f"\n  {i}. {line}" for i, line in enumerate(missing, 1))
         raise UserError(f"{len(missing)} things are missing for this run:{lines}")
-    files.write_atomic(artifacts.PREFLIGHT, lambda part: part.write_text("all that the run needs was there\n"))
+    files.write_atomic(artifacts.PREFLIGHT, lambda part: part.write_text(DONE))
 
 
 def problems(config: Params) -> Iterator[str]:
@@ -48,14 +54,23 @@ def problems(config: Params) -> Iterator[str]:
     yield from _failures(runtime.device)
     yield from _failures(pool.devices)
     sources: list[Source] = []
+    shapes: list[Shape] = []
     yield from _failures(lambda: sources.append(prepare.source_or_prepared(config.dataset)))
     if sources:
-        yield from _of_images(config, sources[0])
+        source = sources[0]
+        yield from _of_labels(config, source)
+        yield from _failures(lambda: shapes.append(_first(source, config.dataset.skip_corrupt)))
+        if shapes:
+            yield from _of_shape(config, shapes[0], len(source.classes))
+            yield from _disk(config, math.prod(shapes[0]), len(source.keys))
     if any(name.startswith("inception") for name in config.features.nets):
         yield from _failures(lambda: _inception(config))
     for name, row in config.networks.items():
         if row.checkpoint:
             yield from _failures(partial(_checkpoint, name, row))
+    for name, pairs in config.pairs.items():
+        if pairs.source == "import":
+            yield from _of_imported_pairs(config, name, shapes)
     for name, recipe in recipes_used(config).items():
         yield from _of_recipe(name, recipe)
 
@@ -77,7 +92,7 @@ def recipes_used(config: Params) -> dict[str, Recipe]:
             if (recipe := config.recipe_of(name)).steps}  # fmt: skip
 
 
-def _of_images(config: Params, source: Source) -> Iterator[str]:
+def _of_labels(config: Params, source: Source) -> Iterator[str]:
     if not source.classes:
         yield from _without_labels(config)
     elif len(source.classes) == 1 and "classifier" in config.features.nets:
@@ -86,57 +101,59 @@ def _of_images(config: Params, source: Source) -> Iterator[str]:
     held_out = prepare.held_out_of(config.dataset, source)
     labels = source.labels[~held_out], source.labels[held_out]
     yield from prepare.problems(config, source, *labels)
-    try:
-        shape = _first(source, config.dataset.skip_corrupt).shape
-    except UserError as error:
-        yield str(error)
-        return
+
+
+def _of_shape(config: Params, shape: Shape, classes: int) -> Iterator[str]:
     for name, row in config.networks.items():
-        yield from _failures(partial(_network, name, row, shape, len(source.classes)))
+        yield from _failures(partial(_network, row, shape, classes), f"networks.{name}: ")
     for name, recipe in recipes_used(config).items():
         side = recipe.loss.resize or shape[-1]
         if recipe.loss.perceptual == "lpips" and side < perceptual.LEAST_SIDE:
             yield (f"recipes.{name}.loss.resize gives LPIPS images of {side} pixels; VGG16 needs "
                    f"at least {perceptual.LEAST_SIDE}")  # fmt: skip
     for name, made in config.pairs.items():
-        if made.source == "import":
-            yield from _of_imported_pairs(config, name)
-        else:
-            yield from _failures(partial(check_shard, shape, made.shard))
-    yield from _disk(config, int(torch.Size(shape).numel()), len(source.keys))
+        if made.source != "import":
+            yield from _failures(partial(check_shard, shape, made.shard), f"pairs.{name}: ")
 
 
-def _first(source: Source, skip_corrupt: bool) -> Pixels:
-    """The first image; of corrupt ones that are to be skipped, at most ten are passed over."""
+def _first(source: Source, skip_corrupt: bool) -> Shape:
+    """The shape of the first image; at most ten corrupt ones are skipped."""
     for i, name in enumerate(source.keys[: 10 if skip_corrupt else 1]):
         try:
-            return source.load(i)
+            return source.load(i).shape
         except CorruptImage as error:
             why = f"{quoted(name)} is not a readable image ({error})"
-    raise UserError(f"{why}, nor are those after it; mend or remove them" if skip_corrupt else
+    raise UserError(f"{why}, nor are those after it; fix or remove them" if skip_corrupt else
                     f"{why}; remove it or set dataset.skip_corrupt: true")  # fmt: skip
 
 
-def _network(name: str, row: NetworkRow, shape: tuple[int, ...], classes: int) -> None:
-    """Builds a network without memory.  A missing label is said by :func:`_without_labels`."""
-    try:
-        with torch.device("meta"):
-            build.field(build.architecture(row, shape, classes or int(row.conditional)))
-    except UserError as error:
-        raise UserError(f"networks.{name}: {error}") from None
+def _network(row: NetworkRow, shape: Shape, classes: int) -> None:
+    """Builds a network without memory.  Missing labels are reported by :func:`_without_labels`."""
+    with torch.device("meta"):
+        build.field(build.architecture(row, shape, classes or int(row.conditional)))
 
 
-def _of_imported_pairs(config: Params, name: str) -> Iterator[str]:
+def _of_imported_pairs(config: Params, name: str, shapes: Sequence[Shape]) -> Iterator[str]:
+    """``shapes`` holds that of the images, if there are any."""
     try:
-        n = pair_job.imported(name, config.pairs[name]).n
+        store = pair_job.imported(name, config.pairs[name])
     except UserError as error:
         yield str(error)
         return
-    for flow, row in config.flows.items():
-        recipe = config.recipe_of(flow)
-        if row.data == name and recipe.steps and recipe.batch > n:
-            yield (f"recipes.{row.recipe}.batch ({recipe.batch}) is larger than the set of pairs "
-                   f"(pairs.{name} has {n})")  # fmt: skip
+    for shape in shapes:
+        if store.spec.shape != shape:
+            yield (f"pairs.{name} holds images of {_by(store.spec.shape)}, and those of dataset "
+                   f"are {_by(shape)}; import others, or change dataset")  # fmt: skip
+    flows = [name_of for name_of, row in config.flows.items() if row.data == name]
+    for recipe, batch in {config.flows[flow].recipe: config.recipe_of(flow).batch
+                          for flow in flows if config.recipe_of(flow).steps}.items():  # fmt: skip
+        if batch > store.n:
+            yield (f"recipes.{recipe}.batch ({batch}) is larger than the set of pairs "
+                   f"(pairs.{name} has {store.n})")  # fmt: skip
+
+
+def _by(shape: Shape) -> str:
+    return "x".join(map(str, shape))
 
 
 def _without_labels(config: Params) -> Iterator[str]:
@@ -163,7 +180,8 @@ def _of_recipe(name: str, recipe: Recipe) -> Iterator[str]:
     if recipe.batch % processes:
         yield (f"recipes.{name}.batch is {recipe.batch}, which RFPP_PROCESSES ({processes}) "
                f"processes do not share evenly")  # fmt: skip
-    yield from _failures(lambda: check_share(build.train_config(recipe, 0), processes))
+    share = partial(check_share, build.train_config(recipe, 0), processes)
+    yield from _failures(share, f"recipes.{name}: ")
 
 
 def _inception(config: Params) -> None:
@@ -174,15 +192,20 @@ def _inception(config: Params) -> None:
 
 def _checkpoint(name: str, row: NetworkRow) -> None:
     path = artifacts.located(row.checkpoint or "")
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the checkpoint to import (networks.{name})")
-    if (found := files.sha256(path)) != row.sha256:
-        raise UserError(f"{path} has sha256 {found}, not {row.sha256} (networks.{name}.sha256)")
+    if not os.path.isfile(path):
+        raise UserError(f"{quoted(path)} is missing: the checkpoint to import (networks.{name})")
+    try:
+        found = files.sha256(path)
+    except OSError as error:
+        raise UserError(f"{quoted(path)} cannot be read: {error.strerror}") from None
+    if found != row.sha256:
+        raise UserError(f"{quoted(path)} has sha256 {found}, not {row.sha256} "
+                        f"(networks.{name}.sha256)")  # fmt: skip
 
 
 def _disk(config: Params, values: int, images: int) -> Iterator[str]:
-    """A byte a value of a pair, five of an inverted one, whose noise is stored; what is staged
-    already need not be made."""
+    """A pair takes a byte a value, an inverted one, whose noise is stored, five; pairs that are
+    already staged are subtracted."""
     made = sum(row.n or 0 for row in config.pairs.values())
     inverted = sum(row.source == "images" for row in config.pairs.values())
     pairs = artifacts.work() / "pairs"
@@ -190,15 +213,15 @@ def _disk(config: Params, values: int, images: int) -> Iterator[str]:
     need = values * (made + 5 * images * inverted) - there
     free = shutil.disk_usage(artifacts.work()).free
     if need > free:
-        yield (f"the pairs take up to {need / 1e9:.1f} GB and {artifacts.work()} has {free / 1e9:.1f} "
-               f"GB left; free some or lower n in pairs")  # fmt: skip
+        yield (f"the pairs take up to {need / 1e9:.1f} GB and {artifacts.work()} has "
+               f"{free / 1e9:.1f} GB left; free some or lower n in pairs")  # fmt: skip
 
 
-def _failures(check: Callable[[], object]) -> Iterator[str]:
+def _failures(check: Callable[[], object], of: str = "") -> Iterator[str]:
     try:
         check()
     except UserError as error:
-        yield str(error)
+        yield f"{of}{error}"
 
 
 if __name__ == "__main__":

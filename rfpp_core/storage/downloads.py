@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.storage import files
 
 
@@ -37,9 +38,9 @@ def fetch(weights: Published, given: str | None, sha256: str | None = None) -> P
     want, name = sha256 or weights.sha256, weights.url.rpartition("/")[2]
     hint = f"{weights.what}: {name} comes from {weights.url}; {weights.param} takes a path"
     path = Path(given) if given else cache() / name
-    if not path.exists():
+    if not os.path.exists(path):  # nor a name that no file can have
         if given:
-            raise UserError(f"{path} is missing ({hint})")
+            raise UserError(f"{quoted(path)} is missing ({hint})")
         _download(weights.url, path, want, hint)
     if given and not weights.runs:
         return path

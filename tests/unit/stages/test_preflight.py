@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,8 +11,10 @@ from pipeline import artifacts, console
 from pipeline.stages import preflight
 from pipeline.work import feature_nets
 from rfpp_core.config import params, yaml_file
+from rfpp_core.pairs.spec import Pairs
+from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint
-from tests.helpers import SMOKE
+from tests.helpers import SMOKE, spec_for
 from tests.unit.images.test_sources import CLASSES, tree, zipped
 
 
@@ -86,6 +89,11 @@ def test_all_is_there(check, tmp_path):
          ["vgg.pth is missing", "vgg16-397923af.pth comes from"]),
         ({"features__nets": ["inception", "inception_clean"]}, INCEPTION),
         ({"pairs__pairs2__n": 10**14}, ["the pairs take up to 6400000.0 GB"]),
+        ({"pairs__pairs2__shard": 2 * 10**8, "pairs__pairs2__n": 2 * 10**8},
+         ["pairs.pairs2: ", "shard"]),
+        ({**FOLDER, "dataset__path": "flat", "features__nets": ["pixels"],
+          "recipes__reflow__loss__perceptual": "classifier"},
+         ["no labels, needed by recipes.reflow with loss.perceptual: classifier;"]),
     ],
 )  # fmt: skip
 def test_one_thing_is_one_line(check, tmp_path, changes, said):
@@ -101,6 +109,98 @@ def test_one_thing_is_one_line(check, tmp_path, changes, said):
     assert line.count("\n") == 1
     for part in said:
         assert part in line
+
+
+ALONE = {"flows__flow2__recipe": "pretrain"}  # one recipe is used
+
+
+@pytest.mark.parametrize(
+    ("processes", "recipe", "said"),
+    [
+        (2, {"batch": 64, "accumulate": 4}, ""),
+        (3, {"batch": 64},
+         "recipes.pretrain.batch is 64, which RFPP_PROCESSES (3) processes do not share evenly\n"),
+        (8, {"batch": 64, "accumulate": 16},
+         "recipes.pretrain: batch (64) is 8 images for each of 8 processes, which is not a "
+         "multiple of accumulate (16); change one of the three\n"),
+        (16, {"batch": 64, "accumulate": 8}, "recipes.pretrain: batch (64) is 4 images for each"),
+    ],
+)  # fmt: skip
+def test_a_batch_is_shared_evenly_by_processes_and_parts(
+    check, monkeypatch, processes, recipe, said
+):
+    monkeypatch.setenv("RFPP_PROCESSES", str(processes))
+    changes = {f"recipes__pretrain__{name}": value for name, value in recipe.items()}
+    line = check(**ALONE, **changes)
+    assert line.startswith(said)
+    assert line.count("\n") == bool(said)
+
+
+def test_recipes_that_nothing_trains_by_are_not_checked(check, monkeypatch):
+    monkeypatch.setenv("RFPP_PROCESSES", "2")
+    odd = {"batch": 63, "accumulate": 7, "loss": {"perceptual": "lpips"}}
+    assert check(recipes__spare=odd) == ""
+    assert check(recipes__spare={**odd, "steps": 0}, flows__flow2__recipe="spare") == ""
+    assert check(recipes__spare=odd, flows__flow2__recipe="spare").startswith("2 things are miss")
+
+
+def imported(path, n, shape=(1, 8, 8)):
+    """A row of ``pairs`` of a store, and the store."""
+    store = PairStore.create(path, spec_for(shape=shape), n)
+    images = np.zeros((20, *shape), np.uint8)
+    for k in range(n // 20):
+        store.commit(k, Pairs(images, np.full(20, -1, np.int16), None), device="cpu")
+    return {"teacher": "flow1", "source": "import", "path": str(path),
+            "digest": store.digest(decode=False)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n", "recipe", "fits"),
+    [(80, {}, True), (60, {}, False), (60, {"steps": 0}, True), (60, {"batch": 60}, True)],
+)  # fmt: skip
+def test_imported_pairs_are_at_least_a_batch(check, tmp_path, n, recipe, fits):
+    row = imported(tmp_path / "other.zarr", n)
+    changes = {f"recipes__reflow__{name}": value for name, value in recipe.items()}
+    third = {"recipe": "reflow", "data": "pairs2", "mix": "images", "start": "flow1"}
+    said = "recipes.reflow.batch (64) is larger than the set of pairs (pairs.pairs2 has 60)\n"
+    assert check(pairs__pairs2=row, flows__flow3=third, **changes) == ("" if fits else said)
+
+
+def test_imported_pairs_are_of_the_images_shape_and_of_their_digest(check, tmp_path):
+    row = imported(tmp_path / "other.zarr", 80, (3, 4, 4))
+    assert check(pairs__pairs2=row) == (
+        "pairs.pairs2 holds images of 3x4x4, and those of dataset are 1x8x8; import others, or "
+        "change dataset\n"
+    )
+    line = check(pairs__pairs2={**row, "digest": "0" * 64}, dataset__name="folder",
+                 dataset__path="gone")  # fmt: skip
+    assert line.startswith("2 things are missing for this run:\n")
+    assert "gone does not exist" in line
+    assert f"has digest {row['digest']}, not 000" in line
+
+
+ODD = ["~nosuch/x", "x" * 300, "a\x1b[31mb", "no\nwhere", "/dev/null/x", "loop"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+@pytest.mark.parametrize(
+    "option",
+    ["networks__unet__checkpoint", "pairs__pairs2__path", "features__inception_path",
+     "recipes__reflow__loss__vgg_path"],
+)  # fmt: skip
+def test_files_that_are_not_there_are_one_line(check, tmp_path, option, name):
+    (tmp_path / "loop").symlink_to("loop")
+    line = check(**{
+        "networks__unet": {"precond": "edm", "sha256": "0" * 64},
+        "pairs__pairs2": {"teacher": "flow1", "source": "import", "path": "no",
+                          "digest": "0" * 64} if "pairs" in option else
+                         {"teacher": "flow1", "n": 1200, "shard": 100, "micro_batch": 50},
+        "features__nets": ["inception" if "inception" in option else "pixels"],
+        "recipes__reflow__loss__perceptual": "lpips" if "vgg" in option else "none",
+        option: name,
+    })  # fmt: skip
+    assert line.count("\n") == 1
+    assert line[:-1].isprintable()
 
 
 def test_everything_at_once(check):
