@@ -30,13 +30,8 @@ from rfpp_core.rng import subkey
 from rfpp_core.storage import checkpoint, files
 from rfpp_core.training import distributed
 from rfpp_core.training.losses import LossFunction
-from rfpp_core.training.trainer import (
-    NonFiniteLoss,
-    StepReport,
-    TrainConfig,
-    TrainState,
-    train,
-)
+from rfpp_core.training.train_config import TrainConfig
+from rfpp_core.training.trainer import NonFiniteLoss, StepReport, TrainState, train
 
 Row = dict[str, Any]  # of the loss curve
 

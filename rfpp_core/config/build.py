@@ -34,7 +34,7 @@ from rfpp_core.training import losses, times
 from rfpp_core.training.couplings import Coupling
 from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.couplings.paired import seeded, stored
-from rfpp_core.training.trainer import TrainConfig
+from rfpp_core.training.train_config import TrainConfig
 
 
 def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:

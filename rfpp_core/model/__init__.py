@@ -1,1 +1,4 @@
-"""The path between data and noise, preconditioning, and networks.  Imports nothing of the project but ``errors``."""
+"""The path between data and noise, preconditioning, and networks.
+
+Imports nothing of the project.
+"""

@@ -3,7 +3,7 @@
     x_t = (1 - t) x + t z,    v = dx_t/dt = z - x,    t = 0 is data, t = 1 is noise.
 
 ``x`` is data in [-1, 1], ``z`` is standard normal noise, both of shape (B, *); ``t`` has shape
-(B,) with values in [0, 1].  In the variance-exploding picture of EDM the same state is
+(B,) and values in [0, 1].  EDM, where the variance explodes, has the same state as
 ``x_t / (1 - t)`` at noise level ``sigma = t / (1 - t)`` (RF++, arXiv 2405.20320, Prop. 1).
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
+
+T_EPS = 1e-5  # RF++, app. E: training times, and those in ln(sigma), stay in [1e-5, 1 - 1e-5]
 
 
 class Field(Protocol):
@@ -37,20 +39,15 @@ def velocity(x: Tensor, z: Tensor) -> Tensor:
 
 
 def x_hat(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The data end that ``v`` points away from, ``x_t - t v``, shape (B, *)."""
+    """The estimate ``x_t - t v`` of the data, at t = 0 of the line along v; shape (B, *)."""
     return x_t - like(t, x_t) * v
 
 
 def z_hat(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The noise end that ``v`` points to, ``x_t + (1 - t) v``, shape (B, *)."""
+    """The estimate ``x_t + (1 - t) v`` of the noise, at t = 1 of that line; shape (B, *)."""
     return x_t + (1 - like(t, x_t)) * v
 
 
-def sigma_of_t(t: Tensor) -> Tensor:
-    """EDM's noise level ``sigma = t / (1 - t)``; infinite at t = 1."""
-    return t / (1 - t)
-
-
 def t_of_sigma(sigma: Tensor) -> Tensor:
-    """The time ``t = sigma / (1 + sigma)`` of an EDM noise level in [0, inf)."""
+    """The time ``t = sigma / (1 + sigma)`` of EDM's noise level ``sigma = t / (1 - t)`` >= 0."""
     return sigma / (1 + sigma)

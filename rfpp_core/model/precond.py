@@ -1,4 +1,4 @@
-"""Fields around a raw network ``F(x, c_noise, y)``.
+"""Velocity fields made of a raw network ``F(x, c_noise, y)``.
 
 Plain:  v = F(x_t, c(t)).
 
@@ -16,17 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rfpp_core.model.path import like
-
-T_MIN = (
-    1e-5  # c_noise is the only term that needs t inside (0, 1); RF++ trains on [1e-5, 1 - 1e-5]
-)
+from rfpp_core.model.path import T_EPS, like
 
 
 class Conditioned(nn.Module):
     """A velocity field around ``model(x (B, C, H, W), c_noise (B,), y (B,) or None)``.
 
-    The attribute is called as in EDM's checkpoints, so that their names are ours.
+    The attribute has the name it has in EDM's checkpoints, so that names of weights agree.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,7 +42,7 @@ class PlainVelocity(Conditioned):
 
 
 class EDMVelocity(Conditioned):
-    """EDM preconditioning in the closed form that is regular at t = 0 and t = 1.
+    """EDM's preconditioning in a closed form that is finite at t = 0 and t = 1, too.
 
     Args:
         model: the raw network F.
@@ -70,9 +66,10 @@ class EDMVelocity(Conditioned):
 
 
 class EDMDenoiser(nn.Module):
-    """EDM's denoiser D, the mean of x given x_t, read off the same network.
+    """EDM's denoiser ``D = E[x | x_t]``, computed from the same network.
 
-    Takes the flow state ``x_t`` (not EDM's ``x_t / (1 - t)``) and t; returns (B, C, H, W).
+    It takes the state ``x_t`` of the flow, not EDM's ``x_t / (1 - t)``, and t (B,); it returns
+    (B, C, H, W).
     """
 
     def __init__(self, field: EDMVelocity) -> None:
@@ -86,5 +83,8 @@ class EDMDenoiser(nn.Module):
 
 
 def c_noise(t: Tensor) -> Tensor:
-    """EDM's noise embedding input ``ln(sigma) / 4 = ln(t / (1 - t)) / 4``, shape (B,)."""
-    return torch.logit(t.clamp(T_MIN, 1 - T_MIN)) / 4
+    """What EDM's networks see of the time, ``ln(sigma) / 4 = ln(t / (1 - t)) / 4``, shape (B,).
+
+    It is the only term that needs t inside (0, 1).
+    """
+    return torch.logit(t.clamp(T_EPS, 1 - T_EPS)) / 4

@@ -76,8 +76,8 @@ def parallel(net: nn.Module, device: torch.device) -> nn.Module:
         return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
 
 
-def unsynchronised(net: nn.Module, whole: bool) -> AbstractContextManager[None]:
-    """Leaves gradients unaveraged for a part of a batch unless it is the last."""
-    if isinstance(net, DistributedDataParallel) and not whole:
+def unsynchronised(net: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Averages gradients only with the last part of a batch, which has the sum of them all."""
+    if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return nullcontext()

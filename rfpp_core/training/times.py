@@ -1,8 +1,10 @@
 """Distributions of the training time t, as inverse CDFs of a uniform draw u in (0, 1).
 
 The U-shape of RF++ (arXiv 2405.20320, sec. 4.1; density a cosh(a (t - 1/2)) / (2 sinh(a / 2)))
-is the one their code and figure show: ``t = 1/2 + asinh((2u - 1) sinh(a / 2)) / a``.  The density
+is that of their code and figure: ``t = 1/2 + asinh((2u - 1) sinh(a / 2)) / a``.  The density
 printed in the paper, exp(at) + exp(-at), is not U-shaped on [0, 1].
+
+All take and return float tensors (B,).
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-T_EPS = 1e-5  # RF++, app. E: training times stay in [1e-5, 1 - 1e-5]
+from rfpp_core.model.path import T_EPS
 
 
 def u_shape(u: Tensor, a: float = 4.0) -> Tensor:
-    """Symmetric about 1/2 with most mass at both ends; ``a > 0``, and a -> 0 is uniform."""
+    """Symmetric about 1/2 with most mass at both ends; ``a > 0``, and a -> 0 gives uniform."""
     return 0.5 + torch.asinh((2 * u - 1) * math.sinh(a / 2)) / a
 
 
@@ -36,5 +38,5 @@ def fixed(u: Tensor, t: float = 1.0) -> Tensor:
 
 
 def inside(t: Tensor) -> Tensor:
-    """Maps [0, 1] affinely onto [1e-5, 1 - 1e-5]."""
+    """Maps [0, 1] affinely onto [1e-5, 1 - 1e-5], the training times of RF++ (app. E)."""
     return T_EPS + (1 - 2 * T_EPS) * t

@@ -1,10 +1,10 @@
 """The training loop: a generator of step reports over a state that can be saved and resumed.
 
-    state = TrainState.start(net, config, device)
+    state = TrainState(net, config, device)
     for report in train(state, batches, loss, config): ...
 
-Everything random in a step is a function of (seed, step), so ``train k steps`` equals
-``train j, stop, resume to k`` bit for bit on a CPU with the same number of threads.  The loop
+Everything random in a step is a function of (seed, step), so training k steps equals training
+j, stopping, and resuming to k, bit for bit on a CPU with the same number of threads.  The loop
 knows neither files nor params nor the terminal.
 """
 
@@ -22,65 +22,22 @@ from torch import Tensor, nn
 from rfpp_core.errors import UserError
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG, subkey
-from rfpp_core.runtime import process_rank
+from rfpp_core.runtime import Rank, process_rank
 from rfpp_core.storage import optimizer
 from rfpp_core.training import distributed, ema
 from rfpp_core.training.losses import LossFunction
+from rfpp_core.training.train_config import TrainConfig
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
-# updates skipped in a row that end a run: the scaler of fp16 has then gone from 65536 down to
-# 1/16, where a gradient overflows above 10^6
+# Updates skipped in a row that end a run: the loss scale of fp16 has then fallen from 65536 to
+# 1/16, where only a gradient above 10^6 overflows.
 MOST_SKIPS = 20
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the fields are those of the params sections of the same names.
-
-    ``nonfinite: skip`` leaves out an update whose gradient is not finite, as fp16's loss scaler
-    always does.  ``warmup_from_zero`` is the warm-up of the RF++ runs (see :meth:`lr_at`).
-    """
-
-    seed: int
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 0
-    decay: str = "constant"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip: float = 0.0
-    accumulate: int = 1
-    ema: float = 0.999
-    ema_ramp: bool = True
-    precision: str = "fp32"
-    compile: bool = False
-    log_every: int = 50
-    warmup_from_zero: bool = False
-    nonfinite: str = "stop"
-
-    @property
-    def skips(self) -> bool:
-        """Whether updates whose gradient is not finite are skipped."""
-        return self.nonfinite == "skip" or self.precision == "fp16"
-
-    def lr_at(self, step: int) -> float:
-        """Rate of update ``step`` (from 0): linear warm-up, then constant or a cosine to 0.
-
-        From zero update i has ``min(i, warmup - 1) / warmup`` of the rate, so the first moves
-        nothing and the rate stays a step short of ``lr``.
-        """
-        begun = min(step, self.warmup - 1) if self.warmup_from_zero else step + 1
-        rate = self.lr * (min(1.0, begun / self.warmup) if self.warmup else 1.0)
-        if self.decay == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return rate
-
-
-@dataclass(frozen=True)
 class StepReport:
-    """After ``step`` updates: mean loss terms since the last report, rate, gradient norm."""
+    """After ``step`` updates: mean loss terms since the last report; rate and gradient norm
+    (before clipping) of the last update."""
 
     step: int
     terms: Mapping[str, float]
@@ -92,33 +49,27 @@ class NonFiniteLoss(ArithmeticError):
     """The loss stopped being finite; the last saved state is good."""
 
 
-class Health:
-    """Whether updates are finite, kept on the device: reading it there would stall the step."""
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of update ``step`` (from 0): linear warm-up, then constant or a cosine to 0.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.skips = config.skips
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
-        self.row, self.worst, self.good = (torch.zeros((), device=device) for _ in range(3))
+    Update i of the warm-up has ``(i + 1) / warmup`` of the rate; from zero it has
+    ``min(i, warmup - 1) / warmup``, so that the first moves nothing and the rate never quite
+    reaches ``lr``.
+    """
+    begun = min(step, config.warmup - 1) if config.warmup_from_zero else step + 1
+    rate = config.lr * (min(1.0, begun / config.warmup) if config.warmup else 1.0)
+    if config.decay == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return rate
 
-    def note(self, finite: Tensor) -> None:
-        """Takes in whether an update was finite."""
-        self.finite &= finite
-        self.row = torch.where(finite, 0.0, self.row + 1)
-        self.worst = torch.maximum(self.worst, self.row)
-        self.good += finite
 
-    def check(self, first: int, last: int) -> None:
-        """Begins the next report; raises :class:`NonFiniteLoss` if the run is to end."""
-        if self.skips and distributed.mean(self.worst) >= MOST_SKIPS:
-            raise NonFiniteLoss(f"{MOST_SKIPS} updates in a row were not finite and were skipped, "
-                                f"between steps {first} and {last}")  # fmt: skip
-        if not self.skips and distributed.mean(self.finite.float()) < 1:
-            raise NonFiniteLoss(f"the loss is not finite between steps {first} and {last}")
-        self.worst, self.good = self.row.clone(), torch.zeros_like(self.good)
+def skips(config: TrainConfig) -> bool:
+    """Whether updates whose gradient is not finite are skipped."""
+    return config.nonfinite == "skip" or config.precision == "fp16"
 
 
 class TrainState:
-    """Raw weights, their average, the optimiser, the loss scaler and the number of updates."""
+    """Weights, their average, the optimiser, the loss scaler and the number of updates."""
 
     def __init__(self, net: nn.Module, config: TrainConfig, device: torch.device) -> None:
         layout = torch.channels_last
@@ -135,7 +86,7 @@ class TrainState:
         self.device, self.step = device, 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but counters, by name."""
+        """Everything but the counters, by name."""
         named: dict[str, Tensor] = {}
         for prefix, module in (("net", self.net), ("ema", self.average)):
             named |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
@@ -146,13 +97,55 @@ class TrainState:
         return {"step": self.step, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
+        """Resumes from what :meth:`tensors` and :meth:`metadata` gave."""
         self.net.load_state_dict(optimizer.under("net.", tensors))
         self.average.load_state_dict(optimizer.under("ema.", tensors))
         optimizer.load(self.optimizer, tensors)
         if metadata["scaler"]:
             self.scaler.load_state_dict(metadata["scaler"])
         self.step = int(metadata["step"])
+
+
+class Progress:
+    """Sums since the last report; on the device, since reading them would stall every step."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.skips, self.steps = skips(config), 0
+        self.sums: dict[str, Tensor] = {}  # of each loss term
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.applied = torch.zeros((), device=device)  # updates that were not skipped
+        self.in_a_row = self.longest = self.applied.clone()  # skipped: now, and at most
+
+    def add(self, terms: Mapping[str, Tensor], finite: Tensor) -> None:
+        """Adds the mean loss terms of an update, and whether it was finite."""
+        self.finite &= finite
+        self.applied += finite
+        self.in_a_row = torch.where(finite, 0.0, self.in_a_row + 1)
+        self.longest = torch.maximum(self.longest, self.in_a_row)
+        if self.skips:
+            terms = {name: torch.where(finite, x, 0.0) for name, x in terms.items()}
+        self.sums = {name: self.sums.get(name, 0) + x for name, x in terms.items()}
+        self.steps += 1
+
+    def report(self, step: int, rate: float, norm: Tensor) -> StepReport:
+        """The report after ``step`` updates, averaged over the processes; begins the next.
+
+        Raises:
+            NonFiniteLoss: if the run has to end.
+        """
+        between = f"between steps {step - self.steps} and {step}"
+        count = float(self.applied) if self.skips else self.steps
+        if self.skips and distributed.mean(self.longest) >= MOST_SKIPS:
+            raise NonFiniteLoss(
+                f"{MOST_SKIPS} updates in a row were not finite and were skipped, {between}"
+            )
+        if not self.skips and distributed.mean(self.finite.float()) < 1:
+            raise NonFiniteLoss(f"the loss is not finite {between}")
+        sums = {name: float(distributed.mean(x)) for name, x in self.sums.items()}
+        means = {name: x / (count or math.nan) for name, x in sums.items()}
+        self.sums, self.steps = {}, 0
+        self.applied, self.longest = torch.zeros_like(self.applied), self.in_a_row.clone()
+        return StepReport(step, means, rate, float(norm))
 
 
 def train(
@@ -162,9 +155,9 @@ def train(
 
     Args:
         state: where to start; its step must be that of the first batch.
-        batches: the batches of steps ``state.step``, ``state.step + 1``, ...; of several
-            processes, this one's slices of them.
-        loss: see ``LossFunction``.
+        batches: those of steps ``state.step``, ``state.step + 1``, ...; with several processes,
+            this one's slices of them.
+        loss: gives named per-sample terms; the mean of their sum is minimised.
         config: how.
 
     Yields:
@@ -172,63 +165,76 @@ def train(
 
     Raises:
         UserError: if a process's share of a batch does not divide into ``accumulate`` parts.
-        NonFiniteLoss: at a report, before it is yielded.
+        NonFiniteLoss: at a report, instead of yielding it.
     """
     rank = process_rank()
     check_share(config, rank.world)
     net: nn.Module = torch.compile(state.net) if config.compile else state.net  # type: ignore[assignment]
     net = distributed.parallel(net, state.device)
-    params, averages = list(state.net.parameters()), list(state.average.parameters())
-    dtype = PRECISIONS.get(config.precision)
-    health, seen = Health(config, state.device), 0
-    sums: dict[str, Tensor] = {}
+    progress = Progress(config, state.device)
     state.net.train()
     for batch in batches:
         if state.step >= config.steps:
             return
-        step, rate = state.step, config.lr_at(state.step)
-        own = "" if rank.first else f":{rank.rank}"
-        torch.manual_seed(subkey(config.seed, f"dropout:{step}{own}"))
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
-        offset = rank.rank * len(batch.x)
-        finite = torch.ones((), dtype=torch.bool, device=state.device)
-        now: dict[str, Tensor] = {}
-        for start, part in _parts(batch, config.accumulate):
-            stop = start + len(part.x)
-            draws = StepRNG(
-                config.seed, step, config.batch, offset + start, offset + stop, state.device
-            )
-            with distributed.unsynchronised(net, whole=stop == len(batch.x)):
-                with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
-                    terms = loss(net, part, step, draws)
-                means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
-                total = torch.stack(list(means.values())).sum()
-                state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            finite &= torch.isfinite(total.detach())
-            now = {name: now.get(name, 0) + mean.detach() for name, mean in means.items()}
-        state.scaler.unscale_(state.optimizer)
-        align_gradients(params)
-        norm = torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf)
-        good = torch.isfinite(norm)
-        if config.skips and not state.scaler.is_enabled():  # the scaler does it by itself
-            setattr(state.optimizer, "found_inf", (~good).float())  # noqa: B010
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        ema.update(averages, params, ema.decay_at(step, config.ema, config.ema_ramp))
-        health.note(good if config.skips else good & finite)
-        if config.skips:
-            now = {name: torch.where(good, x, 0.0) for name, x in now.items()}
-        sums = {name: sums.get(name, 0) + x for name, x in now.items()}
-        state.step, seen = step + 1, seen + 1
+        rate = learning_rate(config, state.step)
+        terms, finite = _gradients(state, net, batch, loss, config, rank)
+        norm = _update(state, config, rate)
+        applied = torch.isfinite(norm)
+        progress.add(terms, applied if skips(config) else applied & finite)
+        state.step += 1
         if state.step % config.log_every == 0 or state.step == config.steps:
-            count = float(health.good) if config.skips else seen
-            health.check(state.step - seen, state.step)
-            means_now = {name: float(distributed.mean(x)) / (count or math.nan)
-                         for name, x in sums.items()}  # fmt: skip
-            yield StepReport(state.step, means_now, rate, float(norm))
-            sums, seen = {}, 0
+            yield progress.report(state.step, rate, norm)
+
+
+def _gradients(
+    state: TrainState,
+    net: nn.Module,
+    batch: Batch,
+    loss: LossFunction,
+    config: TrainConfig,
+    rank: Rank,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Computes the gradients of a batch, in ``accumulate`` parts.
+
+    Returns:
+        The batch's mean of each loss term, and whether all were finite.
+    """
+    own = "" if rank.first else f":{rank.rank}"
+    torch.manual_seed(subkey(config.seed, f"dropout:{state.step}{own}"))
+    state.optimizer.zero_grad(set_to_none=True)
+    dtype, offset = PRECISIONS.get(config.precision), rank.rank * len(batch.x)
+    finite = torch.ones((), dtype=torch.bool, device=state.device)
+    sums: dict[str, Tensor] = {}
+    for start, part in _parts(batch, config.accumulate):
+        stop = start + len(part.x)
+        place = (offset + start, offset + stop)  # in the global batch
+        draws = StepRNG(config.seed, state.step, config.batch, *place, state.device)
+        with distributed.unsynchronised(net, last=stop == len(batch.x)):
+            with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+                terms = loss(net, part, state.step, draws)
+            means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
+            total = torch.stack(list(means.values())).sum()
+            state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        finite &= torch.isfinite(total.detach())
+        sums = {name: sums.get(name, 0) + mean.detach() for name, mean in means.items()}
+    return sums, finite
+
+
+def _update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
+    """One step of Adam, and of the average; the gradient norm before clipping."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    params = list(state.net.parameters())
+    state.scaler.unscale_(state.optimizer)
+    align_gradients(params)
+    norm = torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf)
+    if skips(config) and not state.scaler.is_enabled():  # the scaler does it by itself
+        setattr(state.optimizer, "found_inf", (~torch.isfinite(norm)).float())  # noqa: B010
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    decay = ema.decay_at(state.step, config.ema, config.ema_ramp)
+    ema.update(list(state.average.parameters()), params, decay)
+    return norm
 
 
 def check_share(config: TrainConfig, processes: int) -> None:

@@ -1,19 +1,21 @@
 """ADM (Dhariwal and Nichol, arXiv 2105.05233) as EDM trains it (arXiv 2206.00364, app. F).
 
-The defaults are EDM's network for ImageNet at 64 pixels.
+EDM's network for ImageNet at 64 pixels is ``UNetShape(64, 3, 192, (1, 2, 3, 4), 3, (32, 16, 8),
+classes=1000, dropout=0.1)``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rfpp_core.model.nets import edm_layers as layers
+from rfpp_core.model.nets import edm_unet as unet
 from rfpp_core.model.nets.edm_layers import Conv2d, Init, Linear
+from rfpp_core.model.nets.edm_unet import UNetShape
 
 HEAD = 64  # channels of an attention head
 
@@ -21,56 +23,37 @@ HEAD = 64  # channels of an attention head
 class DhariwalUNet(nn.Module):
     """Blocks scaled and shifted by the embedding, heads of 64 channels, box resampling.
 
-    The first state is as wide as the first level.
-
     Args:
-        image_size: side of the images, pixels; names the levels.
-        image_channels: channels C of the images.
-        channels: unit of the widths.
-        multipliers: width of each level, in ``channels``; one halving between levels.
-        blocks: residual blocks of a level on the way down; one more on the way up.
-        attention_resolutions: sides of the levels with attention.
-        classes: number of labels, 0 for none; label -1 (or None) is "no label".
-        augment: length of the augmentation vector; it is taken as zero, "not augmented".
-        dropout: dropout probability in [0, 1).
+        shape: of the network.  The first state is as wide as the first level.
+
+    Raises:
+        ValueError: if the image does not halve often enough, or a width does not split into
+            groups or heads.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        image_channels: int,
-        channels: int = 192,
-        multipliers: Sequence[int] = (1, 2, 3, 4),
-        blocks: int = 3,
-        attention_resolutions: Sequence[int] = (32, 16, 8),
-        classes: int = 1000,
-        augment: int = 0,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, shape: UNetShape) -> None:
         super().__init__()
+        channels, self.classes = shape.channels, shape.classes
         emb, init = 4 * channels, Init("kaiming", math.sqrt(1 / 3), math.sqrt(1 / 3))
-        self.classes = classes
         self.map_noise = layers.PositionalEmbedding(channels)
-        if augment:
-            self.map_augment = layers.unused(Linear(augment, channels, init, bias=False))
+        if shape.augment:
+            self.map_augment = layers.unused(Linear(shape.augment, channels, init, bias=False))
         self.map_layer0 = Linear(channels, emb, init)
         self.map_layer1 = Linear(emb, emb, init)
-        label = Init("kaiming", math.sqrt(classes), normal=True)  # one-hot: variance 1 out
-        self.map_label = Linear(classes, emb, label, bias=False) if classes else None
+        label = Init("kaiming", math.sqrt(self.classes), normal=True)  # one-hot: variance 1 out
+        self.map_label = Linear(self.classes, emb, label, bias=False) if self.classes else None
 
-        style = block_style(emb, dropout, init)
-        sizes, attention = layers.levels(image_size, channels, multipliers), attention_resolutions
-        self.enc, skips = layers.encoder(
-            (image_channels, sizes[0][1]), sizes, blocks, style, attention, residual=False
-        )
-        self.dec = layers.decoder(sizes, skips, blocks, style, lambda side, _: side in attention)
-        self.out_norm = layers.group_norm(sizes[0][1], style.eps)
-        self.out_conv = Conv2d(sizes[0][1], image_channels, 3, style.last)
+        style, attention = block_style(emb, shape.dropout, init), shape.attention_resolutions
+        [(_, width), *_] = shape.levels
+        self.enc, skips = unet.encoder(shape, width, style, residual=False)
+        self.dec = unet.decoder(shape, skips, style, lambda side, _: side in attention)
+        self.out_norm = layers.group_norm(width, style.eps)
+        self.out_conv = Conv2d(width, shape.image_channels, 3, style.last)
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, C, H, W), c_noise (B,), labels (B,) or None -> (B, C, H, W)."""
         emb = self._embed(x, c, y)
-        x = layers.decode(self.dec, layers.encode(self.enc, x, emb), emb)
+        x = unet.decode(self.dec, unet.encode(self.enc, x, emb), emb)
         out: Tensor = self.out_conv(F.silu(self.out_norm(x)))
         return out
 
@@ -83,9 +66,9 @@ class DhariwalUNet(nn.Module):
         return F.silu(emb)
 
 
-def block_style(emb: int, dropout: float, init: Init) -> layers.BlockStyle:
+def block_style(emb: int, dropout: float, init: Init) -> unet.BlockStyle:
     """Blocks of ADM."""
-    return layers.BlockStyle(
+    return unet.BlockStyle(
         emb=emb,
         dropout=dropout,
         init=init,

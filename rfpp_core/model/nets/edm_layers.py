@@ -6,7 +6,7 @@ Sources: EDM, arXiv 2206.00364, app. F; NCSN++, arXiv 2011.13456; ADM, arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +19,10 @@ Resample = Literal["up", "down", "fused_down"]
 
 @dataclass(frozen=True)
 class Init:
-    """Law of initial weights: mean 0, variance 2 / (fan_in + fan_out) (xavier) or 1 / fan_in.
+    """Distribution of initial weights, uniform or ``normal``, with mean 0.
 
-    ``weight`` and ``bias`` scale draws of that one law; a zero ``bias`` means biases of zero.
+    Its variance is 2 / (fan_in + fan_out) ("xavier") or 1 / fan_in ("kaiming").  Weights and
+    biases are such draws times ``weight`` and ``bias``; with ``bias`` 0 biases start at zero.
     """
 
     mode: Literal["xavier", "kaiming"]
@@ -60,10 +61,10 @@ class Conv2d(nn.Module):
     Args:
         c_in, c_out: channels in and out.
         kernel: side of the kernel, odd; 0 resamples only, without weight and bias.
-        init: law of the weights.
+        init: distribution of the initial weights.
         resample: filter and double ("up") or halve ("down") before the convolution, or halve
-            after it ("fused_down", whose filter sees past the border not zeros, but the
-            convolution of the zero-padded image).
+            after it ("fused_down": the image is padded with zeros once, before the convolution,
+            and the filter adds no zeros of its own).
         taps: the filter is their outer product, normalised to sum 1.
     """
 
@@ -112,14 +113,15 @@ class Conv2d(nn.Module):
 
 
 def double(x: Tensor, taps: Tensor) -> Tensor:
-    """Puts a zero after every pixel and filters both sides by 2 taps (n,): (B, C, H, W) ->
-    (B, C, 2 H, 2 W), each half of the pixels by every other tap.
+    """Upsamples by 2: a zero after every pixel, then a filter of 2 taps (n,) along each side.
 
-    A transposed convolution does the same, but on CUDA it is not deterministic, and compiled for
-    channels last it may fail or return its gradient in another layout.
+    (B, C, H, W) -> (B, C, 2 H, 2 W).  The zeros are never made: each half of the pixels takes
+    every other tap.  A transposed convolution gives the same, but on CUDA it is not
+    deterministic, and compiled for channels last it may fail or return its gradient in another
+    memory layout.
     """
     margin = (len(taps) - 1) // 2
-    x = x.permute(0, 2, 3, 1)  # so that pixels are interleaved without leaving channels last
+    x = x.permute(0, 2, 3, 1)  # interleaving pixels then keeps channels last
     for dim in (1, 2):
         size, padded = x.shape[dim], _padded(x, dim, margin)
         halves: list[Tensor] = []
@@ -188,193 +190,12 @@ def one_hot(y: Tensor | None, classes: int, like: Tensor) -> Tensor:
 
 
 def unused(layer: Linear) -> Linear:
-    """For ``map_augment``: its input is always zero here, so its weight is stored, not used.
+    """For ``map_augment``, whose input is always zero here: its weight is stored, not used.
 
-    Without a gradient to expect, DistributedDataParallel does not wait for one.
+    It takes no gradient, or DistributedDataParallel would wait for one.
     """
     layer.requires_grad_(False)
     return layer
-
-
-@dataclass(frozen=True)
-class BlockStyle:
-    """What sets the residual blocks of one network apart from those of another.
-
-    Attributes:
-        emb: width of the embedding.
-        dropout: probability, before the last convolution.
-        init: law of all weights but those below.
-        last: law of the last convolution of a branch; (nearly) zero makes it the identity.
-        qkv: law of the projection to queries, keys and values.
-        eps: epsilon of the group normalisations.
-        skip_scale: factor on each sum of a branch and its skip.
-        adaptive: the embedding scales and shifts after the second norm, or adds before it.
-        resample_proj: the skip of a resampling block has a 1x1 convolution at equal widths too.
-        head: channels of an attention head; None for one head.
-        taps: resampling filter.
-    """
-
-    emb: int
-    dropout: float
-    init: Init
-    last: Init
-    qkv: Init
-    eps: float
-    skip_scale: float
-    adaptive: bool
-    resample_proj: bool
-    head: int | None
-    taps: tuple[float, ...]
-
-
-class UNetBlock(nn.Module):
-    """Residual block, then attention if any: (B, C_in, H, W), (B, E) -> (B, C_out, H', W')."""
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        style: BlockStyle,
-        resample: Resample | None = None,
-        attention: bool = False,
-    ) -> None:
-        super().__init__()
-        self.c_in, self.adaptive, self.scale = c_in, style.adaptive, style.skip_scale
-        self.norm0 = group_norm(c_in, style.eps)
-        self.conv0 = Conv2d(c_in, c_out, 3, style.init, resample, style.taps)
-        self.affine = Linear(style.emb, c_out * (2 if style.adaptive else 1), style.init)
-        self.norm1 = group_norm(c_out, style.eps)
-        self.dropout = nn.Dropout(style.dropout)
-        self.conv1 = Conv2d(c_out, c_out, 3, style.last)
-        kernel = int(c_in != c_out or (resample is not None and style.resample_proj))
-        self.skip: nn.Module = nn.Identity()
-        if kernel or resample:
-            self.skip = Conv2d(c_in, c_out, kernel, style.init, resample, style.taps)
-        self.heads = 0
-        if attention:
-            self.heads = max(1, c_out // style.head) if style.head else 1
-            if c_out % self.heads:
-                raise ValueError(f"{c_out} channels do not split into {self.heads} heads")
-            self.norm2 = group_norm(c_out, style.eps)
-            self.qkv = Conv2d(c_out, 3 * c_out, 1, style.qkv)
-            self.proj = Conv2d(c_out, c_out, 1, style.last)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)))
-        e = self.affine(emb)[:, :, None, None]
-        if self.adaptive:
-            scale, shift = e.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        else:
-            h = F.silu(self.norm1(h + e))
-        x = (self.skip(x) + self.conv1(self.dropout(h))) * self.scale
-        return (x + self.proj(self._attend(x))) * self.scale if self.heads else x
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Softmax attention over pixels: (B, C, H, W) -> same; channel 3 (head C/heads + c) + i
-        of ``qkv`` is channel c of a head's query, key or value for i = 0, 1, 2.
-        """
-        b, c, h, w = x.shape
-        qkv = self.qkv(self.norm2(x)).reshape(b, self.heads, c // self.heads, 3, h * w)
-        # contiguous: fused attention kernels want the channels of a head side by side
-        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()
-        out = F.scaled_dot_product_attention(q, k, v)
-        return out.transpose(-1, -2).reshape(b, c, h, w)
-
-
-def levels(image_size: int, channels: int, multipliers: Sequence[int]) -> list[tuple[int, int]]:
-    """Side in pixels and width of each level, finest first.
-
-    Raises:
-        ValueError: if the image does not halve often enough.
-    """
-    if image_size % 2 ** (len(multipliers) - 1):
-        raise ValueError(f"{image_size} pixels do not halve {len(multipliers) - 1} times")
-    return [(image_size >> i, channels * m) for i, m in enumerate(multipliers)]
-
-
-def encoder(
-    channels: tuple[int, int],
-    sizes: Sequence[tuple[int, int]],
-    blocks: int,
-    style: BlockStyle,
-    attention: Sequence[int],
-    residual: bool,
-) -> tuple[nn.ModuleDict, list[int]]:
-    """Layers down to the coarsest level and the width of the state after each.
-
-    Args:
-        channels: of the image and of the first state.
-        sizes: see :func:`levels`.
-        blocks: residual blocks a level.
-        style: of the blocks.
-        attention: sides of the levels whose blocks attend.
-        residual: whether a pyramid of the image joins each coarser level.
-    """
-    (aux, width), enc = channels, nn.ModuleDict()
-    skips = [width]
-    for i, (size, c_out) in enumerate(sizes):
-        name = f"{size}x{size}_"
-        if i == 0:
-            enc[name + "conv"] = Conv2d(aux, width, 3, style.init)
-        else:
-            enc[name + "down"] = UNetBlock(width, width, style, "down")
-            skips.append(width)
-            if residual:
-                pyramid = Conv2d(aux, width, 3, style.init, "fused_down", style.taps)
-                enc[name + "aux_residual"], aux = pyramid, width
-        for k in range(blocks):
-            enc[f"{name}block{k}"] = UNetBlock(width, c_out, style, attention=size in attention)
-            width = c_out
-            skips.append(width)
-    return enc, skips
-
-
-def decoder(
-    sizes: Sequence[tuple[int, int]],
-    skips: Sequence[int],
-    blocks: int,
-    style: BlockStyle,
-    attends: Callable[[int, int], bool],
-) -> nn.ModuleDict:
-    """Layers up to the finest level; ``attends(size, k)`` tells whether block k there does."""
-    dec, left, width = nn.ModuleDict(), list(skips), skips[-1]
-    for i, (size, c_out) in enumerate(reversed(sizes)):
-        name = f"{size}x{size}_"
-        if i == 0:
-            dec[name + "in0"] = UNetBlock(width, width, style, attention=True)
-            dec[name + "in1"] = UNetBlock(width, width, style)
-        else:
-            dec[name + "up"] = UNetBlock(width, width, style, "up")
-        for k in range(blocks + 1):
-            c_in, attention = width + left.pop(), attends(size, k)
-            dec[f"{name}block{k}"] = UNetBlock(c_in, c_out, style, attention=attention)
-            width = c_out
-    return dec
-
-
-def encode(enc: nn.ModuleDict, x: Tensor, emb: Tensor) -> list[Tensor]:
-    """States after the layers of :func:`encoder`; the decoder starts from the last."""
-    states: list[Tensor] = []
-    image = x
-    for name, layer in enc.items():
-        if name.endswith("aux_residual"):  # joins the state before it, and replaces it
-            x = image = states[-1] = (x + layer(image)) * math.sqrt(0.5)
-        else:
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            states.append(x)
-    return states
-
-
-def decode(dec: nn.ModuleDict, states: list[Tensor], emb: Tensor) -> Tensor:
-    """State after the blocks of :func:`decoder`, which use up ``states``."""
-    x = states[-1]
-    for layer in dec.values():
-        if isinstance(layer, UNetBlock):
-            if layer.c_in > x.shape[1]:
-                x = torch.cat((x, states.pop()), dim=1)
-            x = layer(x, emb)
-    return x
 
 
 def _wide(c: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """NCSN++ and DDPM++ (Song et al., arXiv 2011.13456) as EDM trains them (arXiv 2206.00364, app. F).
 
-The defaults are EDM's NCSN++ for CIFAR-10.  For 64 pixels it has ``multipliers=(1, 2, 2, 2)``.
+EDM's NCSN++ for CIFAR-10 is ``UNetShape(32, 3, 128, (2, 2, 2), 4, (16,), augment=9)``; the one for
+faces at 64 pixels has multipliers ``(1, 2, 2, 2)``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rfpp_core.model.nets import edm_layers as layers
+from rfpp_core.model.nets import edm_unet as unet
 from rfpp_core.model.nets.edm_layers import Conv2d, Init, Linear
+from rfpp_core.model.nets.edm_unet import UNetShape
 
 Embedding = Literal["fourier", "positional"]
 Encoder = Literal["residual", "standard"]
 
-# NCSN++, DDPM++; the published weights fix what goes with which embedding
+# NCSN++, DDPM++: in the published weights these come with the embedding
 NOISE_WIDTH: dict[Embedding, int] = {"fourier": 2, "positional": 1}
 TAPS: dict[Embedding, tuple[float, ...]] = {
     "fourier": (1.0, 3.0, 3.0, 1.0),
@@ -30,65 +32,47 @@ RESIDUAL: dict[Encoder, bool] = {"residual": True, "standard": False}
 
 
 class SongUNet(nn.Module):
-    """Blocks shifted by the embedding, sums scaled by sqrt(1/2), one attention head.
+    """The embedding is added inside blocks, sums are scaled by sqrt(1/2), attention has one head.
 
     Args:
-        image_size: side of the images, pixels; names the levels.
-        image_channels: channels C of the images.
-        channels: unit of the widths.
-        multipliers: width of each level, in ``channels``; one halving between levels.
-        blocks: residual blocks of a level on the way down; one more on the way up.
-        attention_resolutions: sides of the levels with attention.
-        classes: number of labels, 0 for none; label -1 (or None) is "no label".
-        augment: length of the augmentation vector; it is taken as zero, "not augmented".
-        dropout: dropout probability in [0, 1).
-        embedding: of the noise level, "fourier" (NCSN++) or "positional" (DDPM++); it brings
-            its width and the resampling filter, [1, 3, 3, 1] or [1, 1].
+        shape: of the network.
+        embedding: of the noise level, "fourier" (NCSN++) or "positional" (DDPM++); its width and
+            the resampling filter, [1, 3, 3, 1] or [1, 1], follow from it.
         encoder: "residual" (NCSN++) adds a pyramid of the image, "standard" (DDPM++) does not.
+
+    Raises:
+        ValueError: if the image does not halve often enough, or a width does not split into
+            groups or heads.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        image_channels: int,
-        channels: int = 128,
-        multipliers: Sequence[int] = (2, 2, 2),
-        blocks: int = 4,
-        attention_resolutions: Sequence[int] = (16,),
-        classes: int = 0,
-        augment: int = 9,
-        dropout: float = 0.0,
-        embedding: Embedding = "fourier",
-        encoder: Encoder = "residual",
-    ) -> None:
+    def __init__(self, shape: UNetShape, embedding: Embedding, encoder: Encoder) -> None:
         super().__init__()
-        emb, init, self.classes = 4 * channels, Init("xavier"), classes
+        channels, self.classes = shape.channels, shape.classes
+        emb, init = 4 * channels, Init("xavier")
         taps, noise = TAPS[embedding], channels * NOISE_WIDTH[embedding]
         self.map_noise: nn.Module = layers.PositionalEmbedding(noise, endpoint=True)
         if embedding == "fourier":
             self.map_noise = layers.FourierEmbedding(noise)
-        self.map_label = Linear(classes, noise, init) if classes else None
-        if augment:
-            self.map_augment = layers.unused(Linear(augment, noise, init, bias=False))
+        self.map_label = Linear(self.classes, noise, init) if self.classes else None
+        if shape.augment:
+            self.map_augment = layers.unused(Linear(shape.augment, noise, init, bias=False))
         self.map_layer0 = Linear(noise, emb, init)
         self.map_layer1 = Linear(emb, emb, init)
 
-        style, attention = block_style(emb, dropout, taps), attention_resolutions
-        sizes = layers.levels(image_size, channels, multipliers)
-        self.enc, skips = layers.encoder(
-            (image_channels, channels), sizes, blocks, style, attention, RESIDUAL[encoder]
+        style, attention = block_style(emb, shape.dropout, taps), shape.attention_resolutions
+        self.enc, skips = unet.encoder(shape, channels, style, RESIDUAL[encoder])
+        self.dec = unet.decoder(
+            shape, skips, style, lambda side, k: side in attention and k == shape.blocks
         )
-        self.dec = layers.decoder(
-            sizes, skips, blocks, style, lambda side, k: side in attention and k == blocks
-        )
-        self.last, width = f"{image_size}x{image_size}_aux_", sizes[0][1]
+        [(size, width), *_] = shape.levels
+        self.last = f"{size}x{size}_aux_"
         self.dec[self.last + "norm"] = layers.group_norm(width, style.eps)
-        self.dec[self.last + "conv"] = Conv2d(width, image_channels, 3, style.last)
+        self.dec[self.last + "conv"] = Conv2d(width, shape.image_channels, 3, style.last)
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, C, H, W), c_noise (B,), labels (B,) or None -> (B, C, H, W)."""
         emb = self._embed(x, c, y)
-        x = layers.decode(self.dec, layers.encode(self.enc, x, emb), emb)
+        x = unet.decode(self.dec, unet.encode(self.enc, x, emb), emb)
         out: Tensor = self.dec[self.last + "conv"](F.silu(self.dec[self.last + "norm"](x)))
         return out
 
@@ -103,10 +87,10 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(emb))
 
 
-def block_style(emb: int, dropout: float, taps: tuple[float, ...]) -> layers.BlockStyle:
+def block_style(emb: int, dropout: float, taps: tuple[float, ...]) -> unet.BlockStyle:
     """Blocks of NCSN++ and DDPM++."""
     init = Init("xavier")
-    return layers.BlockStyle(
+    return unet.BlockStyle(
         emb=emb,
         dropout=dropout,
         init=init,

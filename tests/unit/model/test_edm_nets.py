@@ -3,23 +3,26 @@
 import hashlib
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from rfpp_core.model.nets import dhariwal_unet, edm_layers, song_unet
+from rfpp_core.model.nets import dhariwal_unet, edm_layers, edm_unet, song_unet
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
+from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.song_unet import SongUNet
 
 WIDE, BOX, SKEW = (1.0, 3.0, 3.0, 1.0), (1.0, 1.0), (1.0, 2.0, 4.0, 1.0)
 LABELS, INIT = [2, -1, 0], edm_layers.Init("xavier")
 
 tiny = dict(blocks=1, classes=3, dropout=0.1, augment=9)
-ncsnpp = partial(SongUNet, 8, 3, 8, (1, 2, 2), attention_resolutions=(8,), **tiny)
-ddpmpp = partial(ncsnpp, embedding="positional", encoder="standard")
-adm = partial(DhariwalUNet, 8, 3, 32, (1, 4), attention_resolutions=(4,), **tiny)
+song = UNetShape(8, 3, 8, (1, 2, 2), attention_resolutions=(8,), **tiny)
+ncsnpp = partial(SongUNet, song, "fourier", "residual")
+ddpmpp = partial(SongUNet, song, "positional", "standard")
+adm = partial(DhariwalUNet, UNetShape(8, 3, 32, (1, 4), attention_resolutions=(4,), **tiny))
 each = pytest.mark.parametrize("make", [ncsnpp, ddpmpp, adm], ids=["ncsnpp", "ddpmpp", "adm"])
 ncsnpp_and_adm = pytest.mark.parametrize("make", [ncsnpp, adm], ids=["ncsnpp", "adm"])
 
@@ -203,7 +206,7 @@ def reference_adm(state, x, c):
 
 def lines_and_count(make):
     with torch.device("meta"):
-        net = torch.nn.ModuleDict({"model": make(image_channels=3)})
+        net = torch.nn.ModuleDict({"model": make()})
     state = net.state_dict()
     assert all(t.is_meta for t in state.values())
     lines = [f"{name} {'x'.join(map(str, t.shape))}" for name, t in state.items()]
@@ -214,13 +217,16 @@ def digest(lines):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-CIFAR10 = (432, 56_397_827,
+CIFAR10 = UNetShape(32, 3, 128, (2, 2, 2), 4, (16,), augment=9)
+FACES64 = replace(CIFAR10, image_size=64, multipliers=(1, 2, 2, 2))
+IMAGENET64 = UNetShape(64, 3, 192, (1, 2, 3, 4), 3, (32, 16, 8), classes=1000)
+OF_CIFAR10 = (432, 56_397_827,
            "ee4adba2bb01d0d70f690d16c8a56756398d656a62ee5f4fb04bc031bb0d8b14",
            "6d746bc70b17f3e86b1708fadafdaa20ceadf60e55102e487e87e368453d882e")  # fmt: skip
-FACES64 = (563, 62_761_091,
+OF_FACES64 = (563, 62_761_091,
            "8bc7a5c14539c6092080dbe141968dd74e480ce6b25de8cec11e76ed1416f0f4",
            "4062343698335123c189f84c035d0c3bb44aac0192247b9f7cc69df48b17f1b4")  # fmt: skip
-IMAGENET64 = (553, 295_899_267,
+OF_IMAGENET64 = (553, 295_899_267,
               "f6b95463c946e7bb281b426c326571aa60854a46ce46555c9de7be1534d622e1",
               "a6c2c23fa4053eb3c8f5f318cbd9e49b259b425e46fd260e56fdf118c8050bf5")  # fmt: skip
 
@@ -228,9 +234,9 @@ IMAGENET64 = (553, 295_899_267,
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (partial(SongUNet, 32), CIFAR10),
-        (partial(SongUNet, 64, multipliers=(1, 2, 2, 2)), FACES64),
-        (partial(DhariwalUNet, 64), IMAGENET64),
+        (partial(SongUNet, CIFAR10, "fourier", "residual"), OF_CIFAR10),
+        (partial(SongUNet, FACES64, "fourier", "residual"), OF_FACES64),
+        (partial(DhariwalUNet, IMAGENET64), OF_IMAGENET64),
     ],
     ids=["cifar10", "faces64", "imagenet64"],
 )
@@ -240,18 +246,16 @@ def test_states_are_those_of_the_published_weights(make, expected):
 
 
 @pytest.mark.parametrize(
-    ("size", "multipliers", "expected"),
-    [(32, (2, 2, 2), (425, 55_733_891)), (64, (1, 2, 2, 2), (553, 61_805_571))],
+    ("shape", "expected"), [(CIFAR10, (425, 55_733_891)), (FACES64, (553, 61_805_571))]
 )
-def test_ddpmpp_counts(size, multipliers, expected):
-    kind = {"embedding": "positional", "encoder": "standard"}
-    lines, count = lines_and_count(partial(SongUNet, size, multipliers=multipliers, **kind))
+def test_ddpmpp_counts(shape, expected):
+    lines, count = lines_and_count(partial(SongUNet, shape, "positional", "standard"))
     assert (len(lines), count) == expected
 
 
 def test_an_image_that_does_not_halve_is_refused():
     with pytest.raises(ValueError, match="10 pixels do not halve 2 times"):
-        SongUNet(10, 3, channels=8)
+        SongUNet(UNetShape(10, 3, 8, (2, 2, 2), 4, (16,)), "fourier", "residual")
 
 
 # Layers.
@@ -321,7 +325,7 @@ SONG, ADM = song_unet.block_style(16, 0.1, WIDE), dhariwal_unet.block_style(16, 
 )
 @pytest.mark.parametrize(("style", "taps"), [(SONG, WIDE), (ADM, BOX)], ids=["song", "adm"])
 def test_block(style, taps, c_in, c_out, way, attends):
-    block = rough(edm_layers.UNetBlock(c_in, c_out, style, way, attends))
+    block = rough(edm_unet.UNetBlock(c_in, c_out, style, way, attends))
     x, emb = inputs(c_in)[0], torch.randn(3, 16).double()
     reference = Reference(arrays(block, "block."), style is ADM, taps)
     check(block(x, emb), reference.block(x.numpy(), emb.numpy(), "block", way))
@@ -330,7 +334,7 @@ def test_block(style, taps, c_in, c_out, way, attends):
 
 @pytest.mark.parametrize(("style", "scale"), [(SONG, 0.5), (ADM, 1.0)], ids=["song", "adm"])
 def test_a_silent_block_scales_its_skip_once_and_after_attention_again(style, scale):
-    block, x = edm_layers.UNetBlock(8, 8, style, attention=True).double(), inputs(8)[0]
+    block, x = edm_unet.UNetBlock(8, 8, style, attention=True).double(), inputs(8)[0]
     torch.nn.init.zeros_(block.conv1.weight)
     torch.nn.init.zeros_(block.proj.weight)
     check(block(x, torch.zeros(3, 16).double()), scale * x.numpy())
@@ -422,7 +426,7 @@ def is_uniform(t, bound):
 
 
 def test_song_starts_xavier():
-    net = SongUNet(16, 3, channels=32, multipliers=(1, 2), blocks=1, classes=10)
+    net = SongUNet(UNetShape(16, 3, 32, (1, 2), 1, (16,), 10, augment=9), "fourier", "residual")
     for name, p in net.requires_grad_(False).named_parameters():
         if p.ndim == 1:
             assert (p == float("norm" in name and name.endswith("weight"))).all(), name
@@ -434,7 +438,7 @@ def test_song_starts_xavier():
 
 
 def test_adm_starts_kaiming_and_silent():
-    net = DhariwalUNet(16, 3, channels=32, multipliers=(1, 2), blocks=1, classes=100, augment=9)
+    net = DhariwalUNet(UNetShape(16, 3, 32, (1, 2), 1, (16, 8), 100, augment=9, dropout=0.1))
     for name, p in net.requires_grad_(False).named_parameters():
         if "norm" in name:
             assert (p == float(name.endswith("weight"))).all(), name

@@ -10,7 +10,14 @@ from rfpp_core.images import loader
 from rfpp_core.images.loader import Batch
 from rfpp_core.storage import checkpoint
 from rfpp_core.training.couplings.independent import independent
-from rfpp_core.training.trainer import NonFiniteLoss, TrainConfig, TrainState, check_share, train
+from rfpp_core.training.train_config import TrainConfig
+from rfpp_core.training.trainer import (
+    NonFiniteLoss,
+    TrainState,
+    check_share,
+    learning_rate,
+    train,
+)
 from tests.helpers import tiny_arch
 
 CPU = torch.device("cpu")
@@ -104,13 +111,24 @@ def test_one_step_is_adams():
     assert not torch.equal(state.average.weight, net.weight)
 
 
+def test_every_option_is_one_of_a_recipe():
+    """Identities do not follow TrainConfig, so nothing may stand at its defaults unseen."""
+    options = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert options - {"seed"} <= set(Recipe.model_fields)
+    recipe = Recipe(warmup=7, beta1=0.5, clip=1.0, nonfinite="skip")
+    config = build.train_config(recipe, 3)
+    for name in options - {"seed"}:
+        assert getattr(config, name) == getattr(recipe, name)
+    assert config.seed == 3
+
+
 def test_rates():
     constant = TrainConfig(seed=0, steps=100, batch=1, lr=2.0, warmup=4)
-    assert [constant.lr_at(i) for i in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [learning_rate(constant, i) for i in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     cosine = dataclasses.replace(constant, decay="cosine", warmup=0)
-    assert cosine.lr_at(0) == 2.0
-    assert cosine.lr_at(50) == pytest.approx(1.0)
-    assert cosine.lr_at(99) < 0.001
+    assert learning_rate(cosine, 0) == 2.0
+    assert learning_rate(cosine, 50) == pytest.approx(1.0)
+    assert learning_rate(cosine, 99) < 0.001
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -222,5 +240,5 @@ def test_without_skipping_one_is_enough():
 
 def test_published_warm_up_starts_at_zero_and_stays_a_step_short():
     config = TrainConfig(seed=0, steps=9, batch=1, lr=2.0, warmup=4, warmup_from_zero=True)
-    assert [config.lr_at(i) for i in range(6)] == [0.0, 0.5, 1.0, 1.5, 1.5, 1.5]
-    assert dataclasses.replace(config, warmup=0).lr_at(0) == 2.0
+    assert [learning_rate(config, i) for i in range(6)] == [0.0, 0.5, 1.0, 1.5, 1.5, 1.5]
+    assert learning_rate(dataclasses.replace(config, warmup=0), 0) == 2.0

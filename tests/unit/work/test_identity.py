@@ -108,8 +108,12 @@ CHANGES = {
         "rfpp_core.training.perceptual", "EPS = 1e-20", "EPS = 1e-10", {"classifier"},
     ),
     "the training loop": (
-        "rfpp_core.training.trainer", "state.step, seen = step + 1", "state.step, seen = 1 + step",
+        "rfpp_core.training.trainer", "state.step += 1", "state.step = 1 + state.step",
         set(LABELS),
+    ),
+    "an option of the training loop": (
+        "rfpp_core.training.train_config", "    nonfinite: str",
+        "    new: int = 1\n    nonfinite: str", set(),
     ),
     "the exactness settings": (
         "rfpp_core.runtime", "cudnn.allow_tf32 = tf32", "cudnn.allow_tf32 = True", set(LABELS),
