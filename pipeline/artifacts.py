@@ -70,6 +70,11 @@ def located(path: str) -> Path:
     return given if given.is_absolute() or os.path.exists(given) else root() / given
 
 
+def located_if_given(path: str | None) -> str | None:
+    """:func:`located` of a path of the params that may be null."""
+    return None if path is None else str(located(path))
+
+
 def library_caches() -> None:
     """Points the caches of matplotlib and torch hub below ``.work`` unless they are set."""
     for name, folder in (("MPLCONFIGDIR", "matplotlib"), ("TORCH_HOME", "torch")):

@@ -186,8 +186,8 @@ def _of_recipe(name: str, recipe: Recipe) -> Iterator[str]:
 
 def _inception(config: Params) -> None:
     section = config.features
-    device = torch.device("cpu")
-    inception.load(section.inception_path, section.inception_sha256, False, device)
+    path = artifacts.located_if_given(section.inception_path)
+    inception.load(path, section.inception_sha256, False, torch.device("cpu"))
 
 
 def _checkpoint(name: str, row: NetworkRow) -> None:

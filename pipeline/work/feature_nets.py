@@ -58,9 +58,9 @@ def extractors(
                   "prefer inception or a classifier", file=sys.stderr)  # fmt: skip
             found[name] = pooled_pixels
         else:
-            found[name] = inception.load(
-                section.inception_path, section.inception_sha256, name == "inception_clean", device
-            )
+            path = artifacts.located_if_given(section.inception_path)
+            clean = name == "inception_clean"
+            found[name] = inception.load(path, section.inception_sha256, clean, device)
     return found
 
 

@@ -36,7 +36,7 @@ def identity(section: Loss, dataset: Dataset) -> dict[str, Any]:
 
 def vgg(section: Loss) -> Path:
     """VGG16's file; raises :class:`UserError` if it cannot be had."""
-    return downloads.fetch(perceptual.VGG16, section.vgg_path)
+    return downloads.fetch(perceptual.VGG16, artifacts.located_if_given(section.vgg_path))
 
 
 def lpips(section: Loss) -> perceptual.LPIPS:

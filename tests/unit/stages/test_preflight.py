@@ -1,6 +1,7 @@
 """What a run lacks is said before any compute, all at once."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def check(tmp_path, monkeypatch, capsys):
             for section in sections:
                 at = at[section]
             at[last] = value
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
         code = 0
         try:
             console.main(preflight.run)
@@ -201,6 +202,29 @@ def test_files_that_are_not_there_are_one_line(check, tmp_path, option, name):
     })  # fmt: skip
     assert line.count("\n") == 1
     assert line[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("features__inception_path", "w.pth has sha256"),
+     ("recipes__reflow__loss__vgg_path", "w.pth is not torchvision's VGG16")],
+)  # fmt: skip
+def test_weights_are_found_at_home_and_in_the_main_tree(
+    check, tmp_path, monkeypatch, option, reason
+):
+    """``dvc exp run --temp`` runs in a copy of the tree, below the main one."""
+    main = tmp_path / "main"
+    for folder in (main / "copy" / "data", main / ".dvc", tmp_path / "home"):
+        folder.mkdir(parents=True)
+    for folder in (main, tmp_path / "home"):
+        (folder / "w.pth").write_bytes(b"no weights")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DVC_ROOT", str(main))
+    monkeypatch.chdir(main / "copy")
+    nets = {"features__nets": ["inception"]} if "inception" in option else {
+        "recipes__reflow__loss__perceptual": "lpips"}  # fmt: skip
+    for path in ("~/w.pth", "w.pth"):
+        assert reason in check(**nets, **{option: path})
 
 
 def test_everything_at_once(check):
