@@ -6,19 +6,34 @@ curves/distance/<flow>.csv (every number with its standard deviation) and sample
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline import artifacts, console
 from pipeline.work import evaluation_job, rows, workdir
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
 from rfpp_core import runtime
 from rfpp_core.config import build, params
+from rfpp_core.config.params import Params
 from rfpp_core.images import store as image_store
 from rfpp_core.storage import files
+
+
+def request(config: Params, name: str) -> dict[str, Any]:
+    """All that DVC will record with the result."""
+    inputs = (artifacts.model(name), artifacts.FEATURES, artifacts.REFERENCE)
+    return {
+        **config.model_dump(mode="json", include={"seed", "features", "evaluate"}),
+        "row": rows.named(config.flows, name, "flows").model_dump(mode="json"),
+        "images": image_store.metadata(artifacts.IMAGES)["digest"],
+        "files": {str(path): files.sha256(path) for path in inputs if path.exists()},
+    }
 
 
 def run(name: str) -> None:
     config = params.load()
     row, device = rows.named(config.flows, name, "flows"), runtime.device()
+    requested = request(config, name)
     runtime.exact()
     real = Reference(config.features)
     flow = build.load_flow(artifacts.model(name), device)
@@ -31,6 +46,7 @@ def run(name: str) -> None:
         found = Results(work.path)
         table = evaluation_job.table(flow, real, config, row, found, name)
         properties = evaluation_job.properties(flow, config, found, held_out, images)
+    workdir.confirm(requested, request(params.load(), name))
     files.write_csv(artifacts.table(name), table)
     provenance = flow.metadata["provenance"]
     files.write_json(artifacts.metrics(name), {

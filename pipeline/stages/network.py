@@ -9,6 +9,7 @@ from pipeline import artifacts, console
 from pipeline.work import rows
 from rfpp_core.config import build, params
 from rfpp_core.config.network import NetworkRow
+from rfpp_core.errors import UserError
 from rfpp_core.images import store as image_store
 from rfpp_core.interop import importing
 from rfpp_core.storage import checkpoint
@@ -22,9 +23,18 @@ def run(name: str) -> None:
     artifacts.model(name).parent.mkdir(exist_ok=True)
     if row.checkpoint:
         _import(name, row, document)
-        return
-    field = build.field(document, seed=config.seed)
-    provenance = {"stage": "network", "seed": config.seed, "ledger": {}, "budget": 0,
+    else:
+        _draw(name, config.seed, document)
+    now = params.load()
+    if (now.seed, now.networks.get(name)) != (config.seed, row):
+        artifacts.model(name).unlink()
+        raise UserError(f"networks.{name} or seed in params.yaml changed during the run; run it "
+                        f"again")  # fmt: skip
+
+
+def _draw(name: str, seed: int, document: dict[str, object]) -> None:
+    field = build.field(document, seed=seed)
+    provenance = {"stage": "network", "seed": seed, "ledger": {}, "budget": 0,
                   "budget_with_ancestors": 0}  # fmt: skip
     metadata = {"architecture": document, "provenance": provenance}
     checkpoint.save(artifacts.model(name), field.state_dict(), metadata)

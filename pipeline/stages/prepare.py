@@ -45,6 +45,8 @@ def run() -> None:
     facts = summary(
         section, source, *labels, image_store.metadata(building)["shape"], len(corrupt)
     )
+    if params.load().dataset != section:
+        raise UserError("dataset in params.yaml changed during the run; run it again")
     files.replace_tree(building, artifacts.IMAGES)
     files.write_json(artifacts.SUMMARY, facts)
     print("\n".join(told(facts)))

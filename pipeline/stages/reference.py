@@ -41,8 +41,18 @@ CLASSIFIER = [
 ]
 
 
+def request(config: Params) -> dict[str, Any]:
+    """All that DVC will record with the result."""
+    chosen = config.evaluate.model_dump(mode="json", include={"n", "seeds", "neighbours"})
+    images = image_store.metadata(artifacts.IMAGES)["digest"]
+    features = config.features.model_dump(mode="json")
+    return {"features": features, "evaluate": chosen, "seed": config.dataset.seed,
+            "images": images}  # fmt: skip
+
+
 def run() -> None:
     config = params.load()
+    requested = request(config)
     section, about = config.features, image_store.metadata(artifacts.IMAGES)
     parts = {part: image_store.read(artifacts.IMAGES, part) for part in SPLITS}
     runtime.exact()
@@ -61,7 +71,6 @@ def run() -> None:
         weights, accuracy = net.state_dict(), classifier.accuracy(net, parts["held_out"])
         document["held_out_accuracy"] = accuracy
         print(f"classifier: held-out accuracy {accuracy:.4f}")
-    checkpoint.save(artifacts.FEATURES, weights, document)
     arrays: dict[str, NDArray[Any]] = {}
     for name, extract in feature_nets.extractors(section, net).items():
         of_net = {
@@ -79,12 +88,12 @@ def run() -> None:
         arrays |= {f"{name}/{key}": array for key, array in found.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    workdir.confirm(requested, request(params.load()))
+    checkpoint.save(artifacts.FEATURES, weights, document)
     files.write_atomic(artifacts.REFERENCE, lambda part: part.write_bytes(buffer.getbuffer()))
 
 
-def _classifier(
-    config: Params, train: Images, metadata: dict[str, Any]
-) -> Classifier:
+def _classifier(config: Params, train: Images, metadata: dict[str, Any]) -> Classifier:
     """The classifier, trained, resumed, or found finished."""
     if not metadata["classes"]:
         raise UserError("features.nets has classifier, which learns labels, but the images have "
