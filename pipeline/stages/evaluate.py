@@ -12,6 +12,7 @@ from pipeline import artifacts, console
 from pipeline.work import evaluation_job, rows, workdir
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
+from pipeline.work.training_data import check_fit
 from rfpp_core import runtime
 from rfpp_core.config import build, params
 from rfpp_core.config.params import Params
@@ -37,7 +38,9 @@ def run(name: str) -> None:
     runtime.exact()
     real = Reference(config.features)
     flow = build.load_flow(artifacts.model(name), device)
-    images = image_store.metadata(artifacts.IMAGES)["digest"]
+    real_images = image_store.metadata(artifacts.IMAGES)
+    images, architecture = real_images["digest"], flow.metadata["architecture"]
+    check_fit(artifacts.IMAGES, real_images["shape"], None, artifacts.model(name), architecture)
     held_out = image_store.read(artifacts.IMAGES, "held_out")
     with (
         runtime.enough_memory("set RFPP_DEVICE=cpu, or free the device"),

@@ -46,7 +46,7 @@ class PairJob(NamedTuple):
 
 def job_of(name: str, config: Params) -> PairJob:
     """The job of a row of ``pairs``, from params and the teacher's file."""
-    from pipeline.work.training_data import read_model
+    from pipeline.work.training_data import check_fit, read_model
     from rfpp_core.images import store as image_store
     from rfpp_core.pairs.spec import PairSpec
 
@@ -54,6 +54,8 @@ def job_of(name: str, config: Params) -> PairJob:
     teacher = artifacts.model(row.teacher)
     digest, about = read_model(teacher)
     arch, inverts = about["architecture"], row.source == "images"
+    real = image_store.metadata(artifacts.IMAGES)
+    check_fit(artifacts.IMAGES, real["shape"], None, teacher, arch)
     spec = PairSpec(
         teacher=digest,
         solver=row.solver,
@@ -66,7 +68,7 @@ def job_of(name: str, config: Params) -> PairJob:
         micro_batch=row.micro_batch,
         shard=row.shard,
         start=about.get("start", 1.0),
-        source=image_store.metadata(artifacts.IMAGES)["digest"] if inverts else "",
+        source=real["digest"] if inverts else "",
         noise_kind="stored" if inverts else "seeded",
     )
     path = str(teacher.resolve())

@@ -48,15 +48,17 @@ class DataSet(NamedTuple):
                 "purpose": self.purpose}  # fmt: skip
 
 
-def data_of(name: str, params: Params, recipe: Recipe, architecture: Mapping[str, Any]) -> DataSet:
-    """The real images, or a row of ``pairs``.
+def data_of(
+    name: str, params: Params, recipe: Recipe, start: Path, architecture: Mapping[str, Any]
+) -> DataSet:
+    """The real images, or a row of ``pairs``, for a network of the model file ``start``.
 
     Raises:
-        UserError: if it does not fit the network, or was made by another teacher than params say.
+        UserError: if it does not fit the network, or is not what params say.
     """
     images = image_store.metadata(artifacts.IMAGES)
     if name == IMAGES:
-        _check_fit(artifacts.IMAGES, images["shape"], None, architecture)
+        check_fit(artifacts.IMAGES, images["shape"], None, start, architecture)
         n = image_store.count(artifacts.IMAGES, "train")
         return DataSet(artifacts.IMAGES, images["digest"], n, recipe.coupling, "pretrain", {})
     path, teacher = artifacts.pairs(name), artifacts.model(params.pairs[name].teacher)
@@ -66,7 +68,10 @@ def data_of(name: str, params: Params, recipe: Recipe, architecture: Mapping[str
     if spec.teacher not in (digest, ""):  # "": imported, of a teacher not known here
         raise UserError(f"{path} was made by another teacher than {teacher}; "
                         f"run `dvc repro generate@{name}`")  # fmt: skip
-    _check_fit(path, spec.shape, spec.classes, architecture)
+    check_fit(path, spec.shape, spec.classes, start, architecture)
+    if wrong := _differs(name, params, store, made):
+        raise UserError(f"{path} is not what pairs.{name} says ({wrong}); run `dvc repro "
+                        f"generate@{name}`")  # fmt: skip
     guidance = spec.guidance if spec.classes else 1.0
     forwards = store.n * SamplerConfig(spec.solver, spec.nfe, guidance=guidance).forwards
     inverted = spec.source == images["digest"]
@@ -81,18 +86,32 @@ def data_of(name: str, params: Params, recipe: Recipe, architecture: Mapping[str
     )
 
 
-def _check_fit(
-    path: Path, shape: Sequence[int], classes: int | None, arch: Mapping[str, Any]
+def _differs(name: str, params: Params, store: PairStore, digest: str) -> str:
+    """What of a store is otherwise than its row says."""
+    from pipeline.work import pair_job  # which reads models by this module
+
+    if params.pairs[name].source == "import":
+        wanted = params.pairs[name].digest
+        return "" if digest == wanted else f"digest {digest} instead of {wanted}"
+    job = pair_job.job_of(name, params)
+    if store.n != job.n:
+        return f"n {store.n} instead of {job.n}"
+    return store.spec.differences(job.spec)
+
+
+def check_fit(
+    path: Path, shape: Sequence[int], classes: int | None, model: Path, arch: Mapping[str, Any]
 ) -> None:
-    """Data of other images than the network's, or other labels than it knows."""
+    """Refuses data of other images than a model's, or other labels than it knows."""
     if tuple(shape) != tuple(arch["shape"]):
         raise UserError(f"{path} holds images of {'x'.join(map(str, shape))}, but the network is "
-                        f"of {'x'.join(map(str, arch['shape']))}")  # fmt: skip
+                        f"of {'x'.join(map(str, arch['shape']))} ({model}); `dvc repro` rebuilds "
+                        f"what was exchanged")  # fmt: skip
     if classes is not None and (
         bool(classes) != bool(arch["classes"]) or classes > arch["classes"]
     ):
         raise UserError(f"{path} has labels of {classes or 'no'} classes, but the network of "
-                        f"{arch['classes'] or 'none'}")  # fmt: skip
+                        f"{arch['classes'] or 'none'} ({model})")  # fmt: skip
 
 
 class Loaded(NamedTuple):

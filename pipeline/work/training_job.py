@@ -78,7 +78,7 @@ def job_of(flow: str, params: Params) -> Job:
     digest, about = training_data.read_model(start)
     names = [row.data, row.mix] if params.uses_mix(flow) else [row.data]
     sets = tuple(
-        training_data.data_of(name, params, recipe, about["architecture"]) for name in names
+        training_data.data_of(name, params, recipe, start, about["architecture"]) for name in names
     )
     return Job(
         name=flow,
