@@ -1,4 +1,4 @@
-"""Params: the schema (a module a section), rules across sections, and what is built of them.
+"""Params: their schema (one module per section), rules across sections, and what is built of them.
 
 ``build`` alone knows both the params and the packages that they configure.
 """

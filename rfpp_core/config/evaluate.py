@@ -20,7 +20,7 @@ from rfpp_core.sampling.solver_table import properties_of, steps_for
 
 
 class Features(Section):
-    """The feature nets of the metrics, the first that of the primary metric."""
+    """The feature nets of the metrics; the primary metric uses the first."""
 
     nets: Annotated[
         tuple[Literal["classifier", "inception", "inception_clean", "pixels"], ...],
@@ -28,16 +28,16 @@ class Features(Section):
     ] = Field(
         default=("classifier",),
         description="classifier: trained here on the labels; inception: FID by clean-fid; "
-        "inception_clean: its own resizing; pixels: a last resort",
+        "inception_clean: FID with clean-fid's own resizing; pixels: a last resort",
     )
     steps: Positive = Field(default=800, description="updates of the classifier")
     batch: Positive = Field(default=128, description="of the classifier")
     lr: PositiveFloat = Field(default=4e-3, description="of the classifier")
     inception_path: PathText | None = Field(
-        default=None, description="clean-fid's Inception file; null for the cache, filled by download"
+        default=None, description="clean-fid's Inception file; null: cached, or downloaded"
     )
     inception_sha256: Sha256 | None = Field(
-        default=None, description="digest that vouches for a file other than clean-fid's"
+        default=None, description="digest of `inception_path`, if it is not clean-fid's own file"
     )
 
     @model_validator(mode="after")
@@ -50,20 +50,20 @@ class Features(Section):
 class Evaluate(Section):
     """What is measured of every flow."""
 
-    n: Positive = Field(default=5000, description="samples a row")
-    seeds: Positive = Field(default=3, description="sampling seeds of the rows of few evaluations")
+    n: Positive = Field(default=5000, description="samples per row")
+    seeds: Positive = Field(default=3, description="sampling seeds of each row of `nfe`")
     nfe: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
-        default=(1, 2, 4, 8), description="numbers of network evaluations, a row each"
+        default=(1, 2, 4, 8), description="numbers of network evaluations (NFE), one row each"
     )
-    solver: SolverName = Field(default="euler", description="of these rows")
+    solver: SolverName = Field(default="euler", description="of the rows of `nfe`")
     grids: dict[str, tuple[float, ...]] = Field(
-        default={}, description='times of a row by its NFE, such as {"2": [1.0, 0.8]}; else uniform'
+        default={}, description='times by NFE, such as {"2": [1.0, 0.8]}; otherwise uniform'
     )
-    many_nfe: Positive = Field(default=35, description="evaluations of the last row, by Heun")
-    many_seeds: Positive = Field(default=1, description="sampling seeds of the last row")
-    adaptive: bool = Field(default=False, description="one more row by RK45, whose evaluations are counted")
+    many_nfe: Positive = Field(default=35, description="NFE of one more row, by Heun")
+    many_seeds: Positive = Field(default=1, description="sampling seeds of that row")
+    adaptive: bool = Field(default=False, description="adds a row by RK45, with its average NFE")
     neighbours: Positive = Field(default=3, description="of precision and recall")
-    straightness_n: Positive = Field(default=200, description="paths of the straightness")
+    straightness_n: Positive = Field(default=200, description="trajectories of the straightness")
 
     @model_validator(mode="after")
     def enough_samples(self) -> Self:
@@ -74,8 +74,8 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def the_solver_fits(self) -> Self:
         if not properties_of(self.solver).starts_at_1:
-            raise ValueError(f"solver {self.solver} cannot start at t = 1; the row of many "
-                             f"evaluations of an imported teacher is by it anyway")  # fmt: skip
+            raise ValueError(f"solver {self.solver} cannot start at t = 1; take another (the row "
+                             f"of many_nfe of an imported teacher uses it anyway)")  # fmt: skip
         for name, times in self.grids.items():
             known = re.fullmatch("[1-9][0-9]{0,8}", name)
             steps = steps_for(self.solver, int(name))[0] if known else 0

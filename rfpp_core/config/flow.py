@@ -1,4 +1,4 @@
-"""Params ``flows``: the flows of a run, each a recipe, its data, and where it starts."""
+"""Params ``flows``: the flows of a run, each with its recipe, its data and where it starts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ IMAGES = "images"  # the name of the real images among data
 
 
 class FlowRow(Section):
-    """A row of ``flows``.  ``dvc.yaml`` reads the first four keys, so every row has them."""
+    """A row of ``flows``.  ``dvc.yaml`` reads the first four keys, so every row needs them."""
 
     recipe: Name = Field(description="a row of recipes")
     data: Name = Field(description="images, or a row of pairs")
     mix: Name = Field(
-       description="images, or a row of pairs, of which the recipe's `mix` takes its share; "
-        "without effect where that is 0",
-    )  # fmt: skip
-    start: Name = Field(description="initial weights: a row of networks, or another flow")
-    seeds: Positive | None = Field(
-        default=None, description="sampling seeds of its rows of few evaluations; null: evaluate.seeds"
+        description="images, or a row of pairs: the second set, if the recipe's `mix` is above 0"
     )
+    start: Name = Field(description="initial weights: a row of networks, or another flow")
+    seeds: Positive | None = Field(default=None, description="of this flow; null: evaluate.seeds")
     many_seeds: Positive | None = Field(
-        default=None, description="of its row of many; null: evaluate.many_seeds"
+        default=None, description="of this flow; null: evaluate.many_seeds"
     )

@@ -1,4 +1,4 @@
-"""Params ``networks``: architectures, their preconditioning, and where initial weights are from."""
+"""Params ``networks``: architecture, preconditioning and initial weights."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from rfpp_core.config.section import PathText, Positive, PositiveFloat, Section,
 class Network(Section):
     """Architecture and preconditioning.
 
-    ``ncsnpp``, ``ddpmpp`` and ``adm`` are EDM's networks; they attend at the sides in
-    ``attention_resolutions`` and, as published, reserve weights for ``augment`` labels.
+    ``ncsnpp``, ``ddpmpp`` and ``adm`` are EDM's networks; they have attention at
+    ``attention_resolutions`` and, as published, weights for ``augment`` augmentation labels.
     """
 
     arch: Literal["small_unet", "ncsnpp", "ddpmpp", "adm"] = Field(
-        default="small_unet", description="a small U-Net, or one of EDM's: NCSN++, DDPM++, ADM"
+        default="small_unet", description="a small U-Net, or EDM's NCSN++, DDPM++ or ADM"
     )
     channels: Annotated[int, Field(ge=4, le=4096, multiple_of=4)] = Field(
-        default=32, description="unit of the widths"
+        default=32, description="base width"
     )
     multipliers: Annotated[
         tuple[Annotated[int, Field(gt=0, le=64)], ...], Field(min_length=1, max_length=6)
-    ] = Field(default=(1, 2), description="width of each level in `channels`; a halving between levels")
-    blocks: Annotated[int, Field(gt=0, le=64)] = Field(default=1, description="residual blocks a level")
+    ] = Field(
+        default=(1, 2),
+        description="width of each level, in `channels`; each level halves the resolution",
+    )
+    blocks: Annotated[int, Field(gt=0, le=64)] = Field(
+        default=1, description="residual blocks per level"
+    )
     attention: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="coarsest levels of a small_unet with attention"
+        default=0, description="how many of the coarsest levels have attention, of small_unet"
     )
     attention_resolutions: tuple[Positive, ...] = Field(
-        default=(16,), description="sides with attention, of EDM's networks"
+        default=(16,), description="resolutions with attention, of EDM's networks"
     )
     augment: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=9, description="augmentation labels of EDM's networks, which are taken as zero"
+        default=9, description="augmentation labels of EDM's networks; zeros are given"
     )
-    conditional: bool = Field(default=False, description="whether the network sees the labels")
+    conditional: bool = Field(default=False, description="whether the network is given the labels")
     precond: Literal["velocity", "edm"] = Field(
         default="edm", description="network output: the velocity itself, or EDM's preconditioning"
     )
     sigma_data: PositiveFloat = Field(
-        default=0.5, description="standard deviation of the data, of EDM's preconditioning"
+        default=0.5, description="standard deviation of the data, of precond: edm"
     )
 
 
 class Architecture(Network):
-    """The document of a network in a model file: what :class:`Network` says, and for what data."""
+    """The architecture in a model file: a :class:`Network`, and the data that it is for."""
 
-    conditional: bool = False  # told by ``classes``
+    conditional: bool = False  # ``classes`` says it
     shape: tuple[Side, Side, Side]
     classes: Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -56,9 +61,10 @@ class NetworkRow(Network):
     """A row of ``networks``: initial weights drawn by ``seed``, or those of a checkpoint."""
 
     checkpoint: PathText | None = Field(
-        default=None, description="EDM checkpoint whose weights it takes (NVlabs pickle, state dict)"
+        default=None,
+        description="EDM checkpoint of the initial weights (NVlabs pickle, state dict)",
     )
-    sha256: Sha256 | None = Field(default=None, description="digest that the checkpoint must have")
+    sha256: Sha256 | None = Field(default=None, description="digest that `checkpoint` must have")
 
     @model_validator(mode="after")
     def a_checkpoint_is_vouched_for(self) -> Self:

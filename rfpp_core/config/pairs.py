@@ -18,24 +18,29 @@ from rfpp_core.sampling.solver_table import properties_of
 
 
 class PairSet(Section):
-    """A row of ``pairs``: what a teacher makes of drawn noise, or of real images, or an import."""
+    """A row of ``pairs``: made by a teacher of drawn noise or of real images, or imported."""
 
     teacher: Name = Field(description="the flow that makes them")
     source: Literal["noise", "images", "import"] = Field(
-        default="noise", description="noise: images of drawn noise; images: the noise of real images "
-        "(inverted); import: a store made by `rfpp pairs import`",
-    )  # fmt: skip
-    n: Positive | None = Field(default=None, description="how many; of source: noise")
-    shard: Positive = Field(default=2000, description="pairs a shard, the unit of work and of resuming")
-    micro_batch: Positive = Field(default=250, description="pairs a network call")
-    solver: SolverName = Field(default="heun", description="of the teacher's ODE")
-    nfe: Positive = Field(default=35, description="network evaluations a pair")
-    grid: Literal["uniform", "karras"] = Field(default="uniform", description="times of the solver")
-    guidance: Annotated[float, Field(ge=0)] = Field(
-        default=1.0, description="guidance scale of a conditional teacher; 1 for none"
+        default="noise",
+        description="noise: images are made of drawn noise; images: noise is made of real images "
+        "(inversion); import: a store made by `rfpp pairs import`",
     )
-    path: PathText | None = Field(default=None, description="the store; of source: import")
-    digest: Sha256 | None = Field(default=None, description="its digest; of source: import")
+    n: Positive | None = Field(default=None, description="number of pairs, of source: noise")
+    shard: Positive = Field(
+        default=2000, description="pairs per shard, the unit of work and of resuming"
+    )
+    micro_batch: Positive = Field(default=250, description="pairs per network call")
+    solver: SolverName = Field(default="heun", description="of the teacher's ODE")
+    nfe: Positive = Field(default=35, description="network evaluations per pair")
+    grid: Literal["uniform", "karras"] = Field(
+        default="uniform", description="times of the solver"
+    )
+    guidance: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="guidance scale of a conditional teacher; 1: no guidance"
+    )
+    path: PathText | None = Field(default=None, description="the store, of source: import")
+    digest: Sha256 | None = Field(default=None, description="digest that `path` must have")
 
     @model_validator(mode="after")
     def options_agree(self) -> Self:
@@ -45,14 +50,14 @@ class PairSet(Section):
         if self.source == "noise" and self.n is None:
             raise ValueError("source: noise needs n, the number of pairs")
         if self.source != "noise" and self.n is not None:
-            raise ValueError(f"n is of source: noise; those of source: {self.source} are as many "
-                             f"as there are")  # fmt: skip
+            raise ValueError(f"n is for source: noise alone; source: {self.source} takes all "
+                             f"there are")  # fmt: skip
         if self.n is not None and self.n % self.shard:
             raise ValueError(f"n ({self.n}) must be a multiple of shard ({self.shard})")
         drops_last = self.source == "noise" and properties_of(self.solver).drops_last
         if drops_last and self.nfe % 2 == 0:
             raise ValueError(f"nfe is {self.nfe}; {self.solver} drops the last correction, so N "
-                             f"steps spend 2N - 1: an odd number")  # fmt: skip
+                             f"steps take 2N - 1 evaluations: an odd number")  # fmt: skip
         if self.source == "import" and not (self.path and self.digest):
             raise ValueError("source: import needs path, a store made by `rfpp pairs import`, and "
                              "digest, which that printed")  # fmt: skip

@@ -1,8 +1,7 @@
-"""``params.yaml``: every option, its type and its range; what is checked across sections is in
-``rules``.
+"""``params.yaml``: every option, its type and its range; ``rules`` checks across sections.
 
 An option that the chosen distribution or loss does not use is legal and has no effect.  What
-cannot change a result (devices, workers, log level, retries) is not a param: it comes from the
+cannot change a result (devices, workers, log level, retries) is no param: it comes from the
 environment (``pipeline.settings``).
 """
 
@@ -24,19 +23,19 @@ from rfpp_core.config.recipe import Recipe
 from rfpp_core.config.section import Name, Section, Seed
 from rfpp_core.errors import UserError, quoted
 
-_SHORT = Repr()  # of what a file gives, which may refer to itself
+_SHORT = Repr()  # of values of a file, which may contain themselves
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 class Params(Section):
-    """The whole of ``params.yaml``.  Networks, recipes, pairs and flows are named by the user."""
+    """``params.yaml``.  Rows of networks, recipes, pairs and flows are named by the user."""
 
     seed: Seed = Field(default=0, description="of trainings and noise")
     dataset: Dataset = Dataset()
     features: Features = Features()
     networks: Annotated[dict[Name, NetworkRow], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
-    pairs: dict[Name, PairSet] = {}
+    pairs: dict[Name, PairSet] = Field(default={})
     flows: Annotated[dict[Name, FlowRow], Field(min_length=1)]
     evaluate: Evaluate = Evaluate()
 
@@ -50,18 +49,19 @@ class Params(Section):
         return self.recipes[self.flows[flow].recipe]
 
     def starts_of(self, flow: str) -> list[str]:
-        """What a flow descends from: the flow it starts from, that one's start, ..., a network."""
+        """The chain of starts of a flow: the flow it starts from, that flow's start, ..., and a
+        network."""
         starts = [self.flows[flow].start]
         while starts[-1] in self.flows:
             starts.append(self.flows[starts[-1]].start)
         return starts
 
     def network_of(self, flow: str) -> NetworkRow:
-        """The network that a flow descends from by its starts."""
+        """The network at the end of a flow's chain of starts."""
         return self.networks[self.starts_of(flow)[-1]]
 
     def is_imported(self, flow: str) -> bool:
-        """Whether a flow is a checkpoint as it is: no step was trained."""
+        """Whether a flow is a checkpoint as it is, without any training."""
         *flows, network = self.starts_of(flow)
         trained = any(self.recipe_of(name).steps for name in (flow, *flows))
         return not trained and bool(self.networks[network].checkpoint)

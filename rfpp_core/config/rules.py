@@ -15,15 +15,17 @@ from rfpp_core.sampling.solver_table import properties_of, steps_for
 if TYPE_CHECKING:
     from rfpp_core.config.params import Params
 
-EARLIER = ("network", "pretrain", "generate", "reflow", "rounds", "invert", "finetune", "finetunes")
+EARLIER = (
+    "network", "pretrain", "generate", "reflow", "rounds", "invert", "finetune", "finetunes",
+)  # fmt: skip
 RESERVED = {"features": "models/features.safetensors", IMAGES: "data/images.zarr"}
 
 
 def check(params: Params) -> None:
-    """All rules, in an order in which each may rely on those before.
+    """Checks all rules; each may rely on those before it.
 
     Raises:
-        ValueError: the first that is broken.
+        ValueError: of the first rule that is broken.
     """
     _names_do_not_clash(params)
     _rows_exist(params)
@@ -36,7 +38,7 @@ def check(params: Params) -> None:
 
 
 def earlier_sections(raw: Mapping[str, Any]) -> list[str]:
-    """Sections of params files of earlier versions."""
+    """The sections of an earlier version that a params file has."""
     return [name for name in EARLIER if name in raw]
 
 
@@ -52,8 +54,8 @@ def _names_do_not_clash(params: Params) -> None:
                 raise ValueError(f"{section}.{name}: this name is taken by {RESERVED[name]}; take "
                                  f"another")  # fmt: skip
             if name in seen:
-                raise ValueError(f"{section}.{name} has the name of {seen[name]}.{name}; rows of "
-                                 f"networks, pairs and flows need names of their own")  # fmt: skip
+                raise ValueError(f"{section}.{name} has the name of {seen[name]}.{name}; "
+                                 f"networks, pairs and flows need different names")  # fmt: skip
             seen[name] = section
 
 
@@ -75,12 +77,12 @@ def _known(where: str, name: str, rows: Collection[str], what: str) -> None:
 
 
 def _nothing_goes_in_circles(params: Params) -> None:
-    """A flow needs its start and the teacher of its pairs before it."""
+    """A flow's start and the teacher of its pairs must be made before it."""
     needs = {name: set(_needs(params, name)) for name in params.flows}
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
-        circle = error.args[1][::-1]  # of which each needs the next
+        circle = error.args[1][::-1]  # each needs the next
         raise ValueError(f"flows.{circle[0]} needs itself ({' <- '.join(circle)}); a start, and "
                          f"the teacher of its pairs, must be made before") from None  # fmt: skip
 
@@ -100,8 +102,8 @@ def _zero_steps_are_imports(params: Params) -> None:
             start = params.flows[name].start
             if start in params.networks:
                 raise ValueError(f"flows.{name} has 0 steps and starts from networks.{start}, "
-                                 f"which has no checkpoint: it would be noise; give the recipe "
-                                 f"steps, or the network a checkpoint")  # fmt: skip
+                                 f"which has no checkpoint: its weights would be random; give the "
+                                 f"recipe steps, or the network a checkpoint")  # fmt: skip
 
 
 def _batches_fit_their_pairs(params: Params) -> None:
@@ -121,7 +123,7 @@ def _mixing_has_a_second_set(params: Params) -> None:
 
 
 def _guidance_has_labels(params: Params) -> None:
-    """Guidance needs a teacher that learned without labels, too, wherever it was trained."""
+    """Guidance needs a teacher that was also trained without labels, in each of its trainings."""
     for name, pairs in params.pairs.items():
         if pairs.guidance == 1 or pairs.source == "import":
             continue
@@ -136,15 +138,16 @@ def _guidance_has_labels(params: Params) -> None:
 
 
 def _imported_teachers_keep_their_start(params: Params) -> None:
-    """EDM's checkpoints know times up to 80/81; its own sampler is for them alone."""
+    """EDM's checkpoints are trained up to t = 80/81; only they can use its own sampler."""
     for name, pairs in params.pairs.items():
         if pairs.source == "import":
             continue
         imported = params.is_imported(pairs.teacher)
         if not imported and not properties_of(pairs.solver).starts_at_1:
-            raise ValueError(f"pairs.{name}.solver {pairs.solver} integrates over sigma, which has "
-                             f"no end at t = 1: it is for an imported teacher, and "
+            raise ValueError(f"pairs.{name}.solver {pairs.solver} integrates over sigma, which is "
+                             f"infinite at t = 1: it is for an imported teacher, and "
                              f"{pairs.teacher} is trained here")  # fmt: skip
         if imported and pairs.grid == "uniform" and steps_for(pairs.solver, pairs.nfe)[0] > 80:
-            raise ValueError(f"pairs.{name}.grid: uniform with more than 80 steps begins before "
-                             f"an imported EDM's first time, 80/81; take karras")  # fmt: skip
+            raise ValueError(f"pairs.{name}.grid: uniform with more than 80 steps starts above "
+                             f"t = 80/81, the first time of an imported EDM; take "
+                             f"karras")  # fmt: skip

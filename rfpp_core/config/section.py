@@ -14,9 +14,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(gt=0, le=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # which no file name can hold
+PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name can hold a NUL
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]  # of a row, the user's choice
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]  # of a row, chosen by the user
 
 
 def _solver(name: str) -> str:
@@ -28,15 +28,15 @@ SolverName = Annotated[str, AfterValidator(_solver)]
 
 
 class Section(BaseModel):
-    """A section of the params: unknown keys, NaN and infinities are refused."""
+    """A section of the params; unknown keys, NaN and infinities are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def described(section: Section, exclude: Any = None) -> dict[str, Any]:
-    """What a section says beside its defaults, as JSON for an identity.
+    """The options of a section that are not at their default, as JSON for an identity.
 
-    An option that stands at its default is left out, so that a new option changes no identity;
-    hence a default must never change (tests/unit/work/test_identity.py holds them all).
+    So a new option changes no identity; hence a default must never change
+    (tests/unit/work/test_identity.py holds them all).
     """
     return section.model_dump(mode="json", exclude=exclude, exclude_defaults=True)

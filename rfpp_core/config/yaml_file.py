@@ -1,4 +1,4 @@
-"""YAML 1.2 by DVC's own reader, so that a file says the same to both.
+"""YAML 1.2 by DVC's own reader, so that DVC and the stages read the same values.
 
 PyYAML follows YAML 1.1, where ``010`` is 8, ``1:30`` is 90, ``yes`` is true and ``1e-3`` is a
 string; and of a key given twice it silently takes the last.
@@ -11,7 +11,7 @@ from typing import Any
 
 from rfpp_core.errors import UserError, quoted
 
-MOST = 2**20  # bytes of a file; the largest preset has 4,000
+MOST = 2**20  # bytes of a file; the largest preset has some 4,000
 
 
 def read(path: Path) -> Any:

@@ -70,12 +70,12 @@ def flow(recipe="reflow", data="pairs2", mix="images", start="flow1") -> dict[st
          ["recipes.reflow.batch (4000) is larger than the set of pairs (pairs.pairs2.n = 1200)"]),
         ("pairs.pairs2.n", 650, ["pairs.pairs2: n (650) must be a multiple of shard (100)"]),
         ("pairs.pairs2.n", None, ["pairs.pairs2: source: noise needs n, the number of pairs"]),
-        ("pairs.pairs2.source", "images", ["n is of source: noise; those of source: images are"]),
+        ("pairs.pairs2.source", "images", ["n is for source: noise alone; source: images takes"]),
         ("pairs.pairs2.micro_batch", 30, ["shard (100) must be a multiple of micro_batch (30)"]),
         ("pairs.pairs2.solver", "rk45x", ["unknown solver 'rk45x'; there are euler, heun,"]),
         ("pairs.pairs2.guidance", 2.0,
          ["pairs.pairs2.guidance other than 1 needs conditional: true in networks.unet"]),
-        ("pairs.pairs2.solver", "edm-heun", ["has no end at t = 1: it is for an imported teacher,",
+        ("pairs.pairs2.solver", "edm-heun", ["is infinite at t = 1: it is for an imported teacher",
                                              "flow1 is trained here"]),
         ("pairs.pairs2.teacher", "flow9",
          ["pairs.pairs2.teacher is flow9; there is no such row (flows: flow1, flow2)"]),
@@ -255,7 +255,7 @@ def test_pairs_that_need_a_file_or_an_inverse():
         ({"guidance": 2.0}, "guidance is not for source: images"),
         ({"source": "import"}, "source: import needs path, a store made by `rfpp pairs import`"),
         ({"source": "import", "path": "x"}, "and digest, which that printed"),
-        ({"n": 100}, "n is of source: noise"),
+        ({"n": 100}, "n is for source: noise alone"),
     ):
         assert said in refused(changed(("pairs.inverted", {**images, **change})))
 
@@ -268,7 +268,7 @@ def test_edm_heun_drops_its_last_correction():
     assert "pairs.pairs2: nfe is 36; edm-heun drops the last correction" in refused(raw)
     assert "an odd number" in refused(raw)
     raw["pairs"]["pairs2"] |= {"nfe": 199, "solver": "heun", "grid": "uniform"}
-    assert "begins before an imported EDM's first time, 80/81; take karras" in refused(raw)
+    assert "starts above t = 80/81, the first time of an imported EDM; take karras" in refused(raw)
     raw["pairs"]["pairs2"] |= {"nfe": 160}
     assert params.parse(raw).pairs
 
