@@ -132,18 +132,19 @@ def pairs_verify(
     """Reads everything and checks digests, noise witness, distinct noise of unit variance."""
     from rfpp_core.pairs import markers
     from rfpp_core.pairs.store import PairStore
+    from rfpp_core.pairs.verify import verify, wrong_with
 
     lost = markers.drop_bad(path) if repair else []
     store = PairStore.open(path)
     if repair:
-        corrupted = [k for k in store.committed() if store.wrong_with(k)]
+        corrupted = [k for k in store.committed() if wrong_with(store, k)]
         for k in corrupted:
             store.forget(k)
         if lost := sorted({*lost, *corrupted}):
             names = ", ".join(map(str, lost))
             print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
             return
-    if wrong := store.verify():
+    if wrong := verify(store):
         bad = [file for k in store.committed() if store.corruption(k) for file in store.shard_files(k)]
         raise Corrupted(f"{path}: {'; '.join(wrong)}", *bad)
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")

@@ -1,7 +1,7 @@
-"""Commit markers of a pair store: ``commits/000000.json`` says that shard 0 is whole.
+"""Commit markers of a pair store: ``commits/000000.json`` says that shard 0 is complete.
 
-A marker is canonical JSON: the digests of the shard's files and content, its noise witness, and
-the sha256 of all that.
+A marker is canonical JSON: digests of the shard's files, of its content and of its first noise
+sample (``noise_witness``), and the sha256 of all that.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rfpp_core.storage import files
 Marker = dict[str, Any]
 
 
-def there(store: Path) -> dict[int, Path]:
-    """The markers' files, by shard."""
+def found(store: Path) -> dict[int, Path]:
+    """The marker files of a store, by shard."""
     names = (store / "commits").glob("*.json")
     return {int(name.stem): name for name in names if re.fullmatch(r"\d{6,}", name.stem)}
 
 
 def read(path: Path) -> Marker | None:
-    """The marker in a file, or None if it is not one, or not as it was written."""
+    """The marker in a file; None if it is not a marker, or not as it was written."""
     try:
         marker: Marker = dict(json.loads(path.read_text()))
         stated = marker.pop("sha256")
@@ -41,8 +41,8 @@ def write(path: Path, marker: Mapping[str, Any]) -> None:
 
 
 def drop_bad(store: Path) -> list[int]:
-    """Removes markers that are none, so that their shards are made again; which."""
-    bad = [(k, name) for k, name in sorted(there(store).items()) if read(name) is None]
+    """Removes corrupted markers, so that their shards are regenerated; which they were."""
+    bad = [(k, name) for k, name in sorted(found(store).items()) if read(name) is None]
     for _, name in bad:
         files.make_writable(name)
         name.unlink()

@@ -1,4 +1,4 @@
-"""Whether a set of noises is what it should be: standard normal, and none there twice."""
+"""Whether noise is what it should be: standard normal, and no sample there twice."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-SIGMAS = 6.0  # of the sampling deviation of mean and deviation
-KEY = 8  # values that tell two noises apart
+SIGMAS = 6.0  # standard errors that the mean and the standard deviation may be off
+KEY = 8  # values that tell two noise samples apart
 
 
 class NoiseCheck:
-    """Gathers mean, deviation and repetitions of noises, part by part."""
+    """Mean, standard deviation and repetitions of noise that is added part by part."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
-        self.noises = self.values = 0
+        self.samples = self.values = 0
         self.total = self.squares = 0.0
 
     def add(self, z: NDArray[np.float32]) -> bool:
-        """Takes in noises (N, ...); whether one of them was there before or is there twice."""
+        """Adds noise samples (N, ...); whether one of them repeats another."""
         rows, before = z.reshape(len(z), -1), self.repeats
         self.seen |= {row.tobytes() for row in rows[:, :KEY]}
-        self.noises += len(z)
+        self.samples += len(z)
         wide = rows.astype(np.float64)
         self.values += wide.size
         self.total += float(wide.sum())
@@ -32,8 +32,8 @@ class NoiseCheck:
 
     @property
     def repeats(self) -> int:
-        """How many noises are there again."""
-        return self.noises - len(self.seen)
+        """How many samples repeat another."""
+        return self.samples - len(self.seen)
 
     @property
     def mean(self) -> float:
@@ -46,6 +46,6 @@ class NoiseCheck:
 
     @property
     def normal(self) -> bool:
-        """Whether mean and deviation are within sampling error of 0 and 1."""
+        """Whether mean and standard deviation are within sampling error of 0 and 1."""
         near = abs(self.mean) <= SIGMAS / math.sqrt(self.values)
         return near and abs(self.std - 1) <= SIGMAS / math.sqrt(2 * self.values)

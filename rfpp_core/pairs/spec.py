@@ -1,4 +1,4 @@
-"""What determines a set of noise/image pairs, and what a piece of it holds."""
+"""What determines a set of noise/image pairs, and what a part of it holds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,27 @@ from rfpp_core import rng
 from rfpp_core.storage.zarr_arrays import digest_of
 
 FORMAT = 1
-FREE = ("start", "source", "noise_kind")  # of the spec's fields with a default
+FREE = ("start", "source", "noise_kind")  # fields with a default that may differ from it
 
 
 @dataclass(frozen=True)
 class PairSpec:
     """What determines the pairs of a store, and nothing else.
 
-    ``n`` is not part of it.  ``teacher`` is the digest of its weights and architecture; ``source``
-    that of the images, where they are not the teacher's own.
+    The number of pairs is not part of it: a larger set begins with the same pairs.
+
+    Attributes:
+        teacher: digest of the teacher's weights and architecture.
+        solver, nfe, grid, guidance: how it samples; NFE is of a pair.
+        classes: 0 for none; else labels are uniform draws from pair i's counter.
+        seed: of noise and labels.
+        shape: of an image, (C, H, W).
+        micro_batch: pairs of a network call, on which the last bits depend.
+        shard: pairs of a shard.
+        start: first time of the flow; the state there is ``start z``.
+        source: digest of the real images, where those were inverted; else empty.
+        noise_kind: "seeded" where noise is a function of (seed, i), "stored" where it has no
+            seed, as that of inverted images.
     """
 
     teacher: str
@@ -33,12 +45,12 @@ class PairSpec:
     nfe: int
     grid: str
     guidance: float
-    classes: int  # 0: unconditional; else labels are uniform draws from pair i's counter
+    classes: int
     seed: int
     shape: tuple[int, int, int]
     micro_batch: int
     shard: int
-    start: float = 1.0  # first time; the state there is start z
+    start: float = 1.0
     source: str = ""
     noise_kind: Literal["seeded", "stored"] = "seeded"
     noise: str = rng.SCHEME
@@ -49,21 +61,22 @@ class PairSpec:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The spec as a JSON document, whole."""
+        """The complete spec as a JSON document."""
         return {**asdict(self), "shape": list(self.shape)}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The document without what stands at its default, so that a new field changes no
-        identity; hence a default must never change."""
+        """The document without fields at their default, so that a new field changes no identity;
+        hence a default must never change."""
         defaults = {field.name: field.default for field in fields(self)}
         return {k: v for k, v in self.document.items() if v != defaults[k]}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
-        """Shape of a pair's part, type, chunk and shard of each array of the store."""
+        """Layout of each array of the store: an entry's shape, type, chunk and shard length."""
 
         def divisor(most: int) -> int:
+            """The longest chunk up to ``most`` that divides a shard."""
             return next(c for c in range(min(most, self.shard), 0, -1) if self.shard % c == 0)
 
         arrays: dict[str, tuple[tuple[int, ...], str, int, int | None]] = {
@@ -79,21 +92,21 @@ class PairSpec:
         return torch.arange(start, stop, dtype=torch.int64)
 
     def z(self, index: Tensor) -> Tensor:
-        """Noise of the pairs ``index``: float32 (B, C, H, W)."""
+        """Seeded noise of the pairs ``index`` (B,): float32 (B, C, H, W)."""
         return rng.normal(self.seed, index, self.shape)
 
-    def noises(self, start: int, stop: int) -> Iterator[NDArray[np.float32]]:
-        """The noises of the pairs [start, stop), a few at a time."""
+    def noise_parts(self, start: int, stop: int) -> Iterator[NDArray[np.float32]]:
+        """Seeded noise of the pairs [start, stop), a few at a time."""
         few = max(1, 2**22 // math.prod(self.shape))
         for first in range(start, stop, few):
             yield self.z(self.index(first, min(first + few, stop))).numpy()
 
     def y(self, index: Tensor) -> Tensor | None:
-        """Labels of the pairs ``index``: int64 (B,), or None without classes."""
+        """Labels of the pairs ``index`` (B,): int64 (B,), or None without classes."""
         return rng.labels(self.seed, index, self.classes) if self.classes else None
 
     def differences(self, other: PairSpec) -> str:
-        """What of this spec is otherwise in another."""
+        """Where this spec differs from another, in words."""
         a, b = self.document, other.document
         return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])
 
@@ -102,7 +115,7 @@ class PairSpec:
         """Whether the store holds the noise."""
         return self.noise_kind == "stored"
 
-    def witness(self, shard: int) -> str:
+    def noise_digest(self, shard: int) -> str:
         """sha256 of the noise of a shard's first pair, float32 bytes; empty for stored noise,
         which the digest of the pairs covers."""
         if self.stored:
@@ -112,19 +125,18 @@ class PairSpec:
 
 
 def noise_digest(z: NDArray[np.float32]) -> str:
-    """sha256 of the bytes of one pair's noise (C, H, W)."""
+    """sha256 of the bytes of one noise sample, float32 (C, H, W)."""
     return hashlib.sha256(np.ascontiguousarray(z).tobytes()).hexdigest()
 
 
 class Pairs(NamedTuple):
-    """uint8 images (B, C, H, W), int16 labels (B,), and float32 noise like the images, or None
-    where a seed gives it."""
+    """Some pairs; images are ``x = q / 127.5 - 1``."""
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int16]
-    noise: NDArray[np.float32] | None
+    images: NDArray[np.uint8]  # (B, C, H, W)
+    labels: NDArray[np.int16]  # (B,), -1 where there is no label
+    noise: NDArray[np.float32] | None  # (B, C, H, W), or None where a seed gives it
 
     @property
     def digest(self) -> str:
-        """sha256 of the content."""
+        """sha256 of the decoded content."""
         return digest_of(*(part for part in self if part is not None))

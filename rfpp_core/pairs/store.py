@@ -4,12 +4,12 @@
     images/              uint8 (n, C, H, W), one file a shard
     labels/              int16 (n,), -1 where there is no label
     noise/               float32 (n, C, H, W), only where noise has no seed (inverted images)
-    commits/000000.json  marker of shard 0: digests of its files and content, its noise witness
+    commits/000000.json  marker of shard 0: digests of its files, content and first noise sample
 
-A shard exists when its marker exists, and a marker implies durable, verified data: the shard is
-written whole, synced and digested before its marker is renamed into place.  Zarr reads missing or
-empty shards as silent zeros, so readers go by markers only.  Noise is not stored where pair i's is
-a pure function of (seed, i).  ``n`` is a prefix: a larger store begins with the same shards.
+A shard exists when its marker exists, and a marker implies durable, verified data: the complete
+shard is written, synced and digested before its marker is renamed into place.  Zarr reads missing
+or empty shards as zeros without an error, so readers go by markers only.  Noise is not stored
+where that of pair i is a function of (seed, i).  A larger store begins with the same shards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from pydantic import TypeAdapter, ValidationError
 from rfpp_core.errors import Corrupted, UserError
 from rfpp_core.images.buffers import MEMORY, Buffers, flush
 from rfpp_core.pairs import markers
-from rfpp_core.pairs.noise_check import NoiseCheck
 from rfpp_core.pairs.spec import FREE, Pairs, PairSpec, noise_digest
 from rfpp_core.storage import files
 from rfpp_core.storage.zarr_arrays import check_array, create_array, open_group
@@ -44,9 +43,9 @@ class PairStore:
 
     @classmethod
     def create(cls, path: Path, spec: PairSpec, n: int) -> PairStore:
-        """Makes a store of n pairs, or opens one made by the same spec and lets it grow to n.
+        """Creates a store of n pairs, or opens one of the same spec, which may grow to n.
 
-        A store that grows must end in a whole shard.
+        Only a store whose last shard is full can grow.
 
         Raises:
             UserError: if ``path`` holds pairs of another spec.
@@ -75,11 +74,11 @@ class PairStore:
 
     @classmethod
     def open(cls, path: Path) -> PairStore:
-        """Opens a store and checks the noise witness of every committed shard.
+        """Opens a store and checks the first noise sample of every committed shard.
 
         Raises:
             UserError: if it is missing, not a pair store, or its noise is not what this code
-                makes of its seed (which would silently turn pairs into independent couples).
+                draws from its seed (which would silently pair images with unrelated noise).
         """
         group = open_group(path, "dvc repro")
         try:
@@ -95,13 +94,13 @@ class PairStore:
             raise UserError(f"{path}: its arrays have {n} entries; the images' must be fewest")
         store = cls(path, group, spec)
         for k in store.committed():
-            if store.marker(k)["noise_witness"] != spec.witness(k):
+            if store.marker(k)["noise_witness"] != spec.noise_digest(k):
                 raise UserError(f"{path}: the noise of shard {k} is not that of seed {spec.seed}")
         return store
 
     @property
     def n(self) -> int:
-        """Pairs the store is made for; see :meth:`missing` for what is not there yet."""
+        """Pairs of the complete store; :meth:`missing` tells what is not there yet."""
         return int(self._images.shape[0])
 
     @property
@@ -119,48 +118,50 @@ class PairStore:
 
     def committed(self) -> list[int]:
         """Shards whose marker exists, ascending."""
-        return sorted(k for k in markers.there(self.path) if k < self.shards)
+        return sorted(k for k in markers.found(self.path) if k < self.shards)
 
     def missing(self) -> list[int]:
-        """Shards still to be made, ascending."""
+        """Shards still to be generated, ascending."""
         return sorted(set(range(self.shards)) - set(self.committed()))
 
     def marker(self, shard: int) -> dict[str, Any]:
         """The marker of a committed shard.
 
         Raises:
-            UserError: if it is not a marker.
+            Corrupted: if it is not what was written.
         """
         path = self._marker_path(shard)
         marker = markers.read(path)
         if marker is None:
-            raise Corrupted(f"{path} is damaged; `dvc repro` makes its shard again", path)
+            raise Corrupted(f"{path} is corrupted; `dvc repro` rebuilds its shard", path)
         return marker
 
     def commit(
         self, shard: int, pairs: Pairs, first: NDArray[np.float32] | None = None, **metadata: Any
     ) -> None:
-        """Writes one whole shard durably, then its marker; a committed one is left as it is.
+        """Writes one shard durably, then its marker; a committed shard is left as it is.
 
         Args:
             shard: which one.
             pairs: as many as its span, with noise where the store holds it.
-            first: the noise (C, H, W) that made its first image, where a seed gives the noise.
-            about: what to record beside the digests (device, torch version).
+            first: the noise (C, H, W) its first image was generated from, where it is seeded.
+            **metadata: what to record beside the digests (device, torch version).
 
         Raises:
-            UserError: if that noise is not the one that readers will make of the seed.
+            UserError: if readers will draw other noise from the seed.
         """
-        witness = self.spec.witness(shard)
+        witness = self.spec.noise_digest(shard)
         if first is not None and noise_digest(first) != witness:
-            raise UserError(f"{self.path}: the device that made shard {shard} makes other noise "
-                            f"of seed {self.spec.seed} than this CPU, so its pairs would not "
-                            f"belong together; make them on another device")  # fmt: skip
-        if self._marker_path(shard).exists():  # by a call that had been given up, and went on
+            raise UserError(
+                f"{self.path}: the device that generated shard {shard} draws other noise from "
+                f"seed {self.spec.seed} than this CPU, so noise and images would not belong "
+                f"together; generate them on another device"
+            )
+        if self._marker_path(shard).exists():  # by a call that was given up but still ran
             return
         start, stop = self.span(shard)
         paths = self.shard_files(shard)
-        for path in paths:  # zarr reads a shard's index first, and a damaged one stops it
+        for path in paths:  # zarr reads the index of an old shard first, which may be corrupted
             path.unlink(missing_ok=True)
         group = zarr.open_group(self.path, mode="r+", zarr_format=3)
         for name, part in pairs._asdict().items():
@@ -186,39 +187,39 @@ class PairStore:
         """The pairs [start, stop), all of which must be committed.
 
         Raises:
-            UserError: if a shard of the range is missing or damaged.
+            UserError: if a shard of the range is missing or corrupted.
         """
         shards = range(start // self.spec.shard, -(-stop // self.spec.shard))
         if lost := set(shards) - set(self.committed()):
-            raise UserError(f"{self.path}: shard {min(lost)} is not there; `dvc repro` makes it")
+            raise UserError(f"{self.path}: shard {min(lost)} is missing; `dvc repro` generates it")
         arrays: list[Any] = [self.group[name] for name in self._names]
         try:
             found = [array[start:stop] for array in arrays]
         except (ValueError, RuntimeError) as error:
             corrupted = next((k for k in shards if self.corruption(k)), shards[0])
-            raise self.corrupted(corrupted, str(error)) from None
+            raise self._corrupted(corrupted, str(error)) from None
         return Pairs(found[0], found[1], found[2] if self.spec.stored else None)
 
     def each_shard(self) -> Iterator[tuple[int, Pairs]]:
-        """Yields (shard, pairs) of every shard in order; one shard in memory.
+        """Yields (shard, pairs) of every shard in order, with one shard in memory.
 
         Raises:
-            UserError: if a shard is missing or is not what was committed (zarr reads an empty
-                file as zeros).
+            UserError: if a shard is missing, or is not what was committed.
         """
         for k in range(self.shards):
             pairs = self.read(*self.span(k))
             if pairs.digest != self.marker(k)["pairs_sha256"]:
-                raise self.corrupted(k, "it is not what was committed")
+                raise self._corrupted(k, "it is not what was committed")
             yield k, pairs
 
-    def corrupted(self, k: int, why: str) -> Corrupted:
-        """The error of a damaged shard."""
-        return Corrupted(f"{self.path}: shard {k} is damaged ({why}); `dvc repro` makes it again",
-                       *self.shard_files(k), self._marker_path(k))  # fmt: skip
+    def _corrupted(self, k: int, why: str) -> Corrupted:
+        """The error of a corrupted shard."""
+        line = f"{self.path}: shard {k} is corrupted ({why}); `dvc repro` rebuilds it"
+        return Corrupted(line, *self.shard_files(k), self._marker_path(k))
 
     def read_all(self, buffers: Buffers = MEMORY) -> Pairs:
-        """Every pair, each shard checked against its marker; in memory, or where a shelf says."""
+        """Every pair, each shard checked against its marker; in memory or in files, as
+        ``buffers`` says."""
         layout = {name: ((self.n, *tail), dtype)
                   for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
         arrays, empty = buffers.arrays(layout)
@@ -231,15 +232,16 @@ class PairStore:
         return Pairs(arrays["images"], arrays["labels"], arrays.get("noise"))
 
     def digest(self, decode: bool = True) -> str:
-        """sha256 over spec and decoded content, whoever made the shards in whatever order.
+        """sha256 of spec and decoded content, whatever the order in which shards were committed.
 
-        Without ``decode`` the markers' word is taken for the content.
+        Args:
+            decode: whether to check the content against the markers, which hold its digests.
 
         Raises:
-            UserError: if a shard is missing or damaged.
+            UserError: if a shard is missing or corrupted.
         """
         if lost := self.missing():
-            raise UserError(f"{self.path}: shard {lost[0]} is not there; `dvc repro` makes it")
+            raise UserError(f"{self.path}: shard {lost[0]} is missing; `dvc repro` generates it")
         if decode:
             for _ in self.each_shard():
                 pass
@@ -263,7 +265,7 @@ class PairStore:
         return None
 
     def forget(self, k: int) -> None:
-        """Removes a shard's marker, so that it is made again."""
+        """Removes a shard's marker, so that the shard is regenerated."""
         for file in self.shard_files(k):
             files.make_writable(file)
         self._marker_path(k).unlink()
@@ -275,49 +277,22 @@ class PairStore:
         found: Any = self.group.attrs.asdict().get("adopted", [])
         return list(found)
 
-    def verify(self) -> list[str]:
-        """Everything wrong with the store, a line each; empty if all is right.
-
-        Reads every shard, compares the digests of files and content with the markers, and checks
-        that noises are distinct and of zero mean and unit variance.
-        """
-        wrong = [f"shard {k} is missing" for k in self.missing()]
-        noises = NoiseCheck()
-        for k in self.committed():
-            wrong += self.wrong_with(k)
-            if self.spec.stored:  # whose law is not the prior's; the digest covers it
-                continue
-            if any(noises.add(noise) for noise in self.spec.noises(*self.span(k))):
-                wrong.append(f"shard {k} repeats a noise")
-        if noises.values and not noises.normal:
-            wrong.append(f"noise has mean {noises.mean:.4f} and deviation {noises.std:.4f}, "
-                         f"not 0 and 1")  # fmt: skip
-        return wrong
-
-    def wrong_with(self, k: int) -> list[str]:
-        """What is wrong with a committed shard's files and content."""
-        try:
-            if wrong := self.corruption(k):
-                return [f"shard {k}: {wrong}"]
-            if self.read(*self.span(k)).digest != self.marker(k)["pairs_sha256"]:
-                return [f"shard {k}: its pairs are not those committed"]
-        except UserError as error:
-            return [f"shard {k}: {error}"]
-        return []
-
     def publish(self, target: Path, n: int, adopted: Sequence[Any] = ()) -> None:
-        """Makes ``target`` a store of the first n pairs, sharing this one's files by hard links.
+        """Publishes the first n pairs as a store of their own, which shares files by hard links.
 
-        ``target`` appears whole by a rename, replacing what was there; ``adopted`` is recorded.
+        Args:
+            target: path of that store; it appears complete, by a rename, and replaces another.
+            n: how many pairs.
+            adopted: what ``rfpp work adopt`` recorded about them.
 
         Raises:
-            UserError: if a shard is missing or damaged.
+            UserError: if a shard is missing or corrupted.
         """
         building = target.with_name(f".{target.name}.partial")
         shutil.rmtree(building, ignore_errors=True)
         other = PairStore.create(building, self.spec, n)
         if lost := sorted(set(range(other.shards)) - set(self.committed())):
-            raise UserError(f"{self.path}: shard {lost[0]} is not there; run `dvc repro` again")
+            raise UserError(f"{self.path}: shard {lost[0]} is missing; run `dvc repro` again")
         for k in range(other.shards):
             if wrong := self.corruption(k):
                 raise UserError(f"{self.path}: shard {k}: {wrong}; run `dvc repro` again")
@@ -332,7 +307,7 @@ class PairStore:
         return ("images", "labels", "noise") if self.spec.stored else ("images", "labels")
 
     def shard_files(self, shard: int) -> tuple[Path, ...]:
-        """Where Zarr keeps a shard's images and labels, and its noise if it is stored."""
+        """The files in which Zarr stores a shard: images, labels, and noise if it is stored."""
         zeros = "/0" * len(self.spec.shape)
         return tuple(self.path / f"{name}/c/{shard}{'' if name == 'labels' else zeros}"
                      for name in self._names)  # fmt: skip
@@ -342,8 +317,8 @@ class PairStore:
 
 
 def rebuild_metadata(path: Path, spec: PairSpec, n: int) -> None:
-    """Writes a store's metadata anew, which is a function of spec and n; shards stay."""
-    building = path.with_name(f".{path.name}.mended")
+    """Rebuilds a store's metadata, a function of spec and n; shards stay as they are."""
+    building = path.with_name(f".{path.name}.rebuilt")
     shutil.rmtree(building, ignore_errors=True)
     fresh = PairStore.create(building, spec, n).path
     for file in fresh.rglob("zarr.json"):
@@ -353,7 +328,7 @@ def rebuild_metadata(path: Path, spec: PairSpec, n: int) -> None:
 
 
 def _grow(path: Path, n: int) -> None:
-    """Raises the pair count in the arrays' metadata; no data moves."""
+    """Raises the number of pairs in the arrays' metadata; no data moves."""
     names = [name for name in ("noise", "labels", "images") if (path / name).exists()]
     for name in names:  # n is read from images: a kill between the two is harmless
         file = path / name / "zarr.json"

@@ -21,6 +21,7 @@ from rfpp_core.errors import UserError
 from rfpp_core.interop import foreign, importing
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
+from rfpp_core.pairs.verify import verify
 from rfpp_core.storage import checkpoint, files
 from tests.helpers import SMOKE, randomised, spec_for, tiny_arch
 
@@ -142,7 +143,7 @@ def store(tmp_path):
 @given(st.binary(max_size=100) | documents.map(lambda d: json.dumps(d).encode()))
 def test_markers(store, content):
     (store.path / "commits/000000.json").write_bytes(content)
-    declared(lambda: PairStore.open(store.path).verify())
+    declared(lambda: verify(PairStore.open(store.path)))
     declared(lambda: PairStore.open(store.path).read_all())
 
 
@@ -180,7 +181,7 @@ def test_array_metadata(store, key, value, name):
     before = meta.read_text()
     meta.write_text(json.dumps(json.loads(before) | {key: value}))
     declared(lambda: PairStore.open(store.path).read_all())
-    declared(lambda: PairStore.open(store.path).verify())
+    declared(lambda: verify(PairStore.open(store.path)))
     meta.write_text(before)
 
 

@@ -11,6 +11,7 @@ from rfpp_core import load_flow
 from rfpp_core.errors import UserError
 from rfpp_core.images.pixels import to_uint8
 from rfpp_core.pairs.store import PairStore
+from rfpp_core.pairs.verify import verify
 from rfpp_core.sampling.solvers import solve
 from rfpp_core.storage import files
 from tests.helpers import save_tiny, spec_for
@@ -44,7 +45,7 @@ def test_threads_and_order_do_not_matter(tmp_path, teacher, monkeypatch):
     for threads, order in (("1", [0, 1, 2]), ("2", [2, 0, 1]), ("3", [1, 2, 0])):
         monkeypatch.setenv("RFPP_THREADS", threads)
         store = make(tmp_path / f"{threads}.zarr", teacher, order)
-        assert store.verify() == []
+        assert verify(store) == []
         digests.add(store.digest())
     assert len(digests) == 1
 
@@ -181,13 +182,13 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     assert (found.share, found.levels, found.same_machine) == (0.0, 0.0, True)
 
 
-def test_the_witness_is_of_the_noise_that_made_the_images(tmp_path, teacher, monkeypatch):
-    """A device that makes other noise of a seed is found out at commit, not by bad pairs."""
+def test_noise_that_differs_on_a_device_is_found_at_the_commit(tmp_path, teacher, monkeypatch):
+    """A device that draws other noise from a seed is found at the commit, not by bad pairs."""
     flow = load_flow(teacher)
     store = PairStore.create(tmp_path / "p.zarr", spec_for(flow.digest), 20)
     made = tasks._noise
     monkeypatch.setattr(tasks, "_noise", lambda *args: made(*args) + 1e-6)
-    with pytest.raises(UserError, match="shard 0 makes other noise of seed 7 than this CPU"):
+    with pytest.raises(UserError, match="shard 0 draws other noise from seed 7 than this CPU"):
         tasks.make_shard(str(store.path), str(teacher), 0)
     assert store.committed() == []
     monkeypatch.setattr(tasks, "_noise", made)
