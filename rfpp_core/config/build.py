@@ -1,6 +1,6 @@
-"""The composition root: params -> network, field, times, loss, coupling.  It alone knows both sides.
+"""Builds objects from params: network, field, times, loss, coupling.
 
-Alternatives stand in tables keyed by the value of their param and annotated ``Choices``: the
+Alternatives are in tables keyed by the value of their param and annotated ``Choices``: the
 identity of a training covers the entries that it uses, and no others
 (``pipeline.work.identity``).  A new method is a row here (CONTRIBUTING.md).
 """
@@ -38,16 +38,17 @@ from rfpp_core.training.train_config import TrainConfig
 
 
 def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """The JSON document that :func:`field` builds from; it travels in every model file.
+    """The JSON document that :func:`field` builds from; every model file contains it.
 
     Raises:
-        UserError: if it is to be conditional and there are no labels.
+        UserError: if the network is conditional and there are no labels.
     """
     document = params.model_dump(mode="json", include=set(Network.model_fields))
     conditional = document.pop("conditional")
     if conditional and not classes:
         raise UserError("conditional: true in networks needs labels: put the images in a folder "
-                        "per class, or name a CSV of name,label rows in dataset.labels")  # fmt: skip
+                        "per class, or name a CSV of name,label rows in "
+                        "dataset.labels")  # fmt: skip
     return {**document, "shape": list(shape), "classes": classes if conditional else 0}
 
 
@@ -75,8 +76,8 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
     halvings = 2 ** (len(network.multipliers) - 1)
     if h != w or h % halvings:
         raise UserError(
-            f"multipliers of the network has {len(network.multipliers)} levels, so images must be square "
-            f"with sides a multiple of {halvings}; they are {h}x{w}"
+            f"multipliers of the network has {len(network.multipliers)} levels, so images must be "
+            f"square with sides a multiple of {halvings}; they are {h}x{w}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subkey(seed, "weights"))
@@ -84,8 +85,8 @@ def field(arch: Mapping[str, Any], dropout: float = 0.0, seed: int = 0) -> Condi
             model = NETWORKS[network.arch](network, dropout)
         except ValueError as error:  # of torch's GroupNorm, or of attention
             raise UserError(
-                f"channels {network.channels} of the network with multipliers {[*network.multipliers]} "
-                f"makes no {network.arch}: {error}; take a multiple of 32"
+                f"channels {network.channels} of the network with multipliers "
+                f"{[*network.multipliers]} makes no {network.arch}: {error}; take a multiple of 32"
             ) from None
     return PRECONDITIONINGS[network.precond](model, network)
 
@@ -125,13 +126,13 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     """Loads a flow from one model file.
 
     Raises:
-        UserError: if the file is missing, damaged, or its weights do not fit its architecture.
+        UserError: if the file is missing, corrupted, or its weights do not fit its architecture.
     """
     return flow_of(checkpoint.load(Path(path)), Path(path), device)
 
 
 def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
-    """The flow of weights and a document that were read from ``path``, as :func:`load_flow`."""
+    """The flow of a file that was read from ``path``; raises as :func:`load_flow` does."""
     metadata = loaded.metadata
     arch = metadata.get("architecture")
     if not isinstance(arch, dict):
@@ -148,16 +149,18 @@ def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -
 
 
 def flow_digest(loaded: checkpoint.Loaded) -> str:
-    """sha256 of weights and architecture: what a flow is, whatever else its file says.
+    """sha256 of weights and architecture, without the rest of the metadata.
 
     Raises:
         UserError: if the architecture is not one of this version.
     """
-    return files.digest([described(architecture_of(loaded.metadata["architecture"])), loaded.weights])
+    return files.digest(
+        [described(architecture_of(loaded.metadata["architecture"])), loaded.weights]
+    )
 
 
 def train_config(recipe: Recipe, seed: int) -> TrainConfig:
-    """The trainer's config of a recipe; ``seed`` is the training's own."""
+    """The trainer's config of a recipe and the seed of a training."""
     shared = TrainConfig.__dataclass_fields__.keys() & Recipe.model_fields.keys()
     return TrainConfig(seed=seed, **{name: getattr(recipe, name) for name in shared})
 
@@ -237,7 +240,7 @@ def _there(noise: Tensor | None) -> Tensor:
 
 
 def provenance_params(params: Params, recipe: Recipe) -> dict[str, Any]:
-    """What of the params goes into a model file: no paths, nothing that moves no bit."""
+    """The params in a model file: without paths and options that change no weight."""
     return {
         "dataset": params.dataset.model_dump(mode="json", exclude={"path", "labels"}),
         "training": recipe.model_dump(mode="json", exclude=NOT_IN_WEIGHTS),
