@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test lint faults
+.PHONY: setup repro test lint docs faults
 
 setup: $(STAMP)
 
@@ -28,6 +28,14 @@ lint: setup
 	ruff format --check .
 	mypy
 	lint-imports
+
+# The site, into site/; `python -m http.server -d site` serves it with its search.
+docs: $(STAMP)-docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+$(STAMP)-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 ROUNDS ?= 200
 SEED ?= 0

@@ -29,7 +29,7 @@ FEW = 8  # evaluations up to which Euler draws better than Heun
 class Flow:
     """A trained field with what is needed to sample from it.
 
-    ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``about`` is the metadata
+    ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``metadata`` that
     of its file; ``digest`` the sha256 of weights and architecture.
     """
 
