@@ -1,7 +1,7 @@
 """A classifier of the labels as feature net: uint8 images -> features for a Frechet distance.
 
-The network (docs/concepts/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and conv
-3x3 64->64 until at most 4 pixels a side are left, mean over 4 quadrants, linear 256->64 (the
+The network (docs/concepts/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and
+conv 3x3 64->64 until at most 4 pixels a side are left, mean over 4 quadrants, linear 256->64 (the
 features), linear to the labels; ReLU after each but the last.  It is trained once on the training
 split, with shifts of a pixel.
 """
