@@ -1,6 +1,6 @@
 """Stage ``network@name``: a row of ``networks`` -> models/<name>.safetensors.
 
-Initial weights are drawn by the seed, or are those of a checkpoint, which is read as data.
+Initial weights are drawn by the seed, or are those of a checkpoint, none of whose code is run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pipeline import artifacts, console
 from pipeline.work import rows
 from rfpp_core.config import build, params
 from rfpp_core.config.network import NetworkRow
-from rfpp_core.errors import UserError
+from rfpp_core.errors import UserError, quoted
 from rfpp_core.images import store as image_store
 from rfpp_core.interop import importing
 from rfpp_core.storage import checkpoint
@@ -46,7 +46,7 @@ def _import(name: str, row: NetworkRow, document: dict[str, object]) -> None:
         artifacts.located(row.checkpoint or ""), artifacts.model(name), document, row.sha256,
         say=lambda note: print(f"{name}: {note}"),
     )  # fmt: skip
-    print(f"{name}: {row.checkpoint} (sha256 {row.sha256})")
+    print(f"{name}: {quoted(row.checkpoint)} (sha256 {row.sha256})")
 
 
 if __name__ == "__main__":

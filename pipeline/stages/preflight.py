@@ -87,7 +87,7 @@ def check_builds() -> None:
 
 
 def recipes_used(config: Params) -> dict[str, Recipe]:
-    """The recipes of the trainings that the run will really do."""
+    """The recipes that a flow is trained by, in at least one step."""
     return {row.recipe: recipe for name, row in config.flows.items()
             if (recipe := config.recipe_of(name)).steps}  # fmt: skip
 
@@ -134,7 +134,7 @@ def _network(row: NetworkRow, shape: Shape, classes: int) -> None:
 
 
 def _of_imported_pairs(config: Params, name: str, shapes: Sequence[Shape]) -> Iterator[str]:
-    """``shapes`` holds that of the images, if there are any."""
+    """``shapes`` has the shape of the images, if they can be read."""
     try:
         store = pair_job.imported(name, config.pairs[name])
     except UserError as error:

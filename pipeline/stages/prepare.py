@@ -1,4 +1,4 @@
-"""Stage ``prepare``: real images -> data/images.zarr, and what they are -> data/summary.json."""
+"""Stage ``prepare``: real images -> data/images.zarr and a summary of them, data/summary.json."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run() -> None:
     for line in corrupt:
         print(f"skipped {line}")
     labels = image_store.labels(building, "train"), image_store.labels(building, "held_out")
-    for line in problems(config, source, *labels):  # now of what was not skipped
+    for line in problems(config, source, *labels):  # now without the skipped images
         raise UserError(line)
     facts = summary(
         section, source, *labels, image_store.metadata(building)["shape"], len(corrupt)
@@ -49,7 +49,7 @@ def run() -> None:
         raise UserError("dataset in params.yaml changed during the run; run it again")
     files.replace_tree(building, artifacts.IMAGES)
     files.write_json(artifacts.SUMMARY, facts)
-    print("\n".join(told(facts)))
+    print("\n".join(lines_of(facts)))
 
 
 def source_of(section: Dataset) -> sources.Source:
@@ -72,10 +72,10 @@ def source_of(section: Dataset) -> sources.Source:
 
 
 def source_or_prepared(section: Dataset) -> sources.Source:
-    """The images that the params name; if they are not here, those prepared from them.
+    """The images that the params name; if they are not here, the images prepared from them.
 
     Raises:
-        UserError: if neither is there.
+        UserError: if there are neither.
     """
     try:
         return source_of(section)
@@ -88,7 +88,7 @@ def source_or_prepared(section: Dataset) -> sources.Source:
 
 
 def held_out_of(section: Dataset, source: sources.Source) -> NDArray[np.bool_]:
-    """Which images are held out: by the set's own split, else a seeded fraction of each class."""
+    """The held-out images: the set's own split, otherwise a seeded fraction of each class."""
     if source.held_out is not None:
         return source.held_out
     return sources.held_out_mask(source.labels, section.held_out, section.seed)
@@ -97,8 +97,10 @@ def held_out_of(section: Dataset, source: sources.Source) -> NDArray[np.bool_]:
 def problems(
     config: Params, source: sources.Source, train: NDArray[Any], held_out: NDArray[Any]
 ) -> Iterator[str]:
-    """A line for each thing that the labels of the two splits (-1: none), and their numbers, are
-    unfit for."""
+    """A line for each problem: splits that are too small, or classes without training images.
+
+    ``train`` and ``held_out`` are the labels of the splits, -1 for none.
+    """
     for name, part in (("train", train), ("held-out", held_out)):
         least = config.evaluate.neighbours + 1
         if len(part) < least:
@@ -117,8 +119,7 @@ def problems(
 
 
 def trained_on_images(config: Params) -> dict[str, int]:
-    """Recipes whose batches are drawn from the real images, as they are or inverted, and their
-    batch sizes."""
+    """The batch sizes of the recipes that train on the real images, as they are or inverted."""
     real = {IMAGES, *(name for name, row in config.pairs.items() if row.source == "images")}
     return {row.recipe: config.recipe_of(name).batch for name, row in config.flows.items()
             if row.data in real and config.recipe_of(name).steps}  # fmt: skip
@@ -132,8 +133,7 @@ def summary(
     shape: list[int],
     skipped: int,
 ) -> dict[str, Any]:
-    """What the images are, for people and for the report; the same for the same set wherever it
-    lies."""
+    """The content of data/summary.json; it does not depend on where the set is."""
     forms, n = source.forms, len(train) + len(held_out)
     sizes = forms.sizes or {(shape[2], shape[1]): n}
     often = max(sizes, key=lambda size: (sizes[size], size))
@@ -165,8 +165,8 @@ def summary(
     }
 
 
-def told(facts: dict[str, Any]) -> Iterator[str]:
-    """The lines of a summary."""
+def lines_of(facts: dict[str, Any]) -> Iterator[str]:
+    """The lines that are printed of a summary."""
     n, classes, sizes = facts["train"] + facts["held_out"], facts["classes"], facts["sizes"]
     given = " (as the set's folders or files say; only train is trained on)"
     yield (f"{facts['name']}: {facts['train']} train, {facts['held_out']} held-out, "

@@ -1,9 +1,9 @@
 """Stage ``source``: a fingerprint of the raw images and labels -> data/source.json.
 
-DVC watches the fingerprint instead of ``dataset.path``.  So the same images at another place
-change nothing, an edited labels file prepares again, a path that is missing is one clear line, and
-in a clone without the raw images (``git clone``, ``dvc pull``) everything runs that needs only the
-prepared ones.  The stage always runs; digests of files are kept by size and time of change.
+The other stages depend on the fingerprint instead of ``dataset.path``.  So the same images at
+another path change nothing, an edited labels file reruns ``prepare``, a missing path is one clear
+line, and a clone without the raw images (``git clone``, ``dvc pull``) runs everything that needs
+only the prepared ones.  The stage always runs; the digest of an unchanged file is cached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rfpp_core.images.decode import first_line
 from rfpp_core.images.listing import is_hidden
 from rfpp_core.storage import files
 
-WATCHED = ("name", "path", "labels")  # of the section dataset
+WATCHED = ("name", "path", "labels")  # params of the stage, in dataset
 
 
 def run() -> None:
@@ -39,7 +39,7 @@ def run() -> None:
 
 
 def fingerprint(section: Dataset) -> dict[str, Any] | None:
-    """What identifies the raw images; None if they are not here.
+    """The fingerprint of the raw images; None if they are not here.
 
     Raises:
         UserError: if they cannot be read, or contain the project itself.
@@ -65,7 +65,7 @@ def fingerprint(section: Dataset) -> dict[str, Any] | None:
 
 
 def prepared(section: Dataset) -> dict[str, Any]:
-    """The fingerprint that the prepared images carry, if they are of these params.
+    """The fingerprint stored with the prepared images, if they were prepared by these params.
 
     Raises:
         UserError: if the raw images are needed.
@@ -88,7 +88,7 @@ def _contains_project(path: Path) -> bool:
 
 
 def _of(path: Path, known: _Digests) -> str | None:
-    """Digest of a file, or of the names and contents of a folder; None if there is nothing."""
+    """The digest of a file, or of a folder's names and contents; None if there is none."""
     try:
         if path.is_file():
             return known.of(path)
@@ -105,7 +105,7 @@ def _of(path: Path, known: _Digests) -> str | None:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Files below a folder, relative to it and in order; what systems hide is left out."""
+    """Files below a folder, relative to it and in order, but hidden and system ones."""
     seen = set()
 
     def fail(error: OSError) -> None:
@@ -124,20 +124,20 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 class _Digests:
-    """sha256 of files, kept by size, inode and time of change."""
+    """sha256 of files, cached by size, inode and modification times."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.now = file, dict[str, list[Any]]()
-        self.kept: dict[str, list[Any]] = {}
+        self.cached: dict[str, list[Any]] = {}
         with suppress(OSError, ValueError, AttributeError):
-            self.kept = dict(json.loads(file.read_text()).items())
+            self.cached = dict(json.loads(file.read_text()).items())
 
     def of(self, path: Path) -> str:
         """sha256 of a file's bytes."""
         metadata = path.stat()
         stamp = [metadata.st_size, metadata.st_ino, metadata.st_mtime_ns, metadata.st_ctime_ns]
         name = os.path.realpath(path).encode(errors="backslashreplace").decode()
-        known = self.kept.get(name)
+        known = self.cached.get(name)
         unchanged = isinstance(known, list) and known[:-1] == stamp
         self.now[name] = known if known and unchanged else [*stamp, files.sha256(path)]
         return str(self.now[name][-1])

@@ -1,4 +1,4 @@
-"""Real images: sources, the image store, pixels, batches, and where a set is held.
+"""Real images: sources, the image store, pixels, batches, and the buffers of a set.
 
 May import ``storage``, ``rng``, ``runtime`` and ``errors``.
 """

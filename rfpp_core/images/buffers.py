@@ -1,5 +1,5 @@
-"""Where a training's set lives: in memory, or, if it is too large, in flat files that the system
-pages in as batches ask for them.  The processes of a training share the files."""
+"""The arrays of a training's set: in memory or, if they are too large, in memory-mapped files that
+the processes of a training share."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]  # shape and type of each arr
 class Buffers:
     """Makes the arrays of a set.
 
-    ``folder`` is where files go if the arrays take more than ``limit`` bytes; one process fills
-    them, the others find them full.
+    Arrays of more than ``limit`` bytes are files in ``folder``, which one process fills
+    (``fills``) and the others read.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Buffers:
         """The arrays, and whether they are still to be filled.
 
         Raises:
-            OSError: if there is no room on the disk; nothing is found out later.
+            OSError: if the disk has not enough space for the files.
         """
         if sum(_bytes(shape, dtype) for shape, dtype in layout.values()) <= self.limit:
             return in_memory(layout), True
@@ -66,14 +66,14 @@ def in_memory(layout: Layout) -> dict[str, NDArray[Any]]:
 
 
 def flush(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Makes what was filled visible to every process that maps the files."""
+    """Makes what was written visible to every process that maps the files."""
     for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
 
 
 def _allocate(path: Path, size: int) -> None:
-    """Claims the room at once: a full disk under a mapping would kill the process instead."""
+    """Allocates the space at once: a mapping on a full disk would kill the process instead."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

@@ -1,9 +1,9 @@
-"""Image files of strangers to pixels: uint8 (C, H, W), whatever they were stored as.
+"""Decodes image files of any origin to pixels: uint8 (C, H, W).
 
 Transparent pixels are composited on **white**, so a colour hidden under full transparency never
 shows.  Values of 16 bits are scaled by their full range (``v / 257``), not clipped.  32-bit
-integers and floats have no range of their own and are refused by name.  Of an animation the first
-frame is taken.
+integers and floats have no known range and are refused by name.  Of an animation the first frame
+is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rfpp_core.errors import UserError, quoted
 
-# What is read is said here, not by what Pillow can: its EPS reader, for one, runs Ghostscript.
+# Not all that Pillow can read: its EPS reader, for one, runs Ghostscript.
 FORMATS = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "SGI",
     "QOI", "TGA",
@@ -33,7 +33,7 @@ CONVERTIBLE = {
 MAX_PIXELS = 1 << 26
 BACKGROUND = "white"
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong, errors say
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # errors say what is wrong
 
 Pixels = NDArray[np.uint8]
 
@@ -43,7 +43,7 @@ class CorruptImage(ValueError):
 
 
 class Form(NamedTuple):
-    """What an image file holds: its mode by Pillow, (width, height), and what is dropped of it."""
+    """The form of an image file: Pillow's mode, (width, height), and what decoding drops."""
 
     mode: str
     size: tuple[int, int]
@@ -53,8 +53,8 @@ class Form(NamedTuple):
 
 @dataclass
 class Forms:
-    """How many of the images decoded so far have which form; ``grey`` counts those without
-    colour in their pixels."""
+    """Counts of the forms of the images decoded so far; ``grey`` counts those without colour in
+    their pixels."""
 
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -72,10 +72,10 @@ class Forms:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Suffixes of the formats that are read here and that this Pillow can read."""
+    """Suffixes of those of ``FORMATS`` that this Pillow can read."""
     known = Image.registered_extensions()
     here = {suffix for suffix, form in known.items() if form in _formats()}
-    return frozenset(here | {".mpo"})  # a JPEG with more pictures behind it
+    return frozenset(here | {".mpo"})  # a JPEG followed by more pictures
 
 
 @functools.cache
@@ -96,12 +96,12 @@ def decode(
     Args:
         data: the file.
         channels: 1 for grey, 3 for RGB.
-        resolution: the side to bring it to, the centre square cut out; None leaves it as it is.
-        name: what messages call it.
-        forms: where to count what it looked like.
+        resolution: side of the centre square after resizing; None leaves the image as it is.
+        name: the image's name in messages.
+        forms: counts the image's form.
 
     Raises:
-        CorruptImage: if Pillow cannot read it whole, or it is unreasonably large.
+        CorruptImage: if Pillow cannot read all of it, or it is unreasonably large.
         UserError: if its values have no range, or it is not square and no resolution is given.
     """
     try:
@@ -109,8 +109,8 @@ def decode(
     except (UserError, CorruptImage):
         raise
     except UnidentifiedImageError:
-        raise CorruptImage("no image of a form that is read here") from None
-    except Exception as error:  # a broken file brings about whatever its format's reader trips on
+        raise CorruptImage("no image of a format that is read here") from None
+    except Exception as error:  # a reader may raise anything on a corrupt file
         raise CorruptImage(first_line(error)) from None
     if resolution is not None:
         side = (resolution, resolution)
@@ -127,13 +127,13 @@ def decode(
 
 def _opened(data: bytes, mode: str, name: str) -> tuple[Image.Image, Form]:
     with (
-        warnings.catch_warnings(action="ignore"),  # of metadata that nothing depends on
+        warnings.catch_warnings(action="ignore"),  # about metadata that is not used
         Image.open(io.BytesIO(data), formats=_formats()) as opened,
     ):
         if opened.width * opened.height > MAX_PIXELS:
             raise CorruptImage(f"{opened.width}x{opened.height} pixels are too many")
         frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-        raw = str(opened.tile[0][3]) if opened.tile else ""  # gone once it is loaded
+        raw = str(opened.tile[0][3]) if opened.tile else ""  # known until it is loaded
         image = ImageOps.exif_transpose(opened)
         transparent = opened.mode[-1] in "Aa" or "transparency" in opened.info
         form = Form(opened.mode, opened.size, transparent, frames > 1)
@@ -153,7 +153,7 @@ WIDE = {("I", "PNG"), ("I", "PPM")}  # a mode of 32 bits for values of 0..65535
 
 
 def _of_16_bits(image: Image.Image, opened: Image.Image) -> Pixels:
-    """Grey values by their full range; those of the transparent key are the background's."""
+    """Grey values scaled by their full range; the transparent value becomes the background."""
     values = np.asarray(image)
     tags: Any = getattr(opened, "tag_v2", {})
     bits, white_is_zero = tags.get(258, (16,)), tags.get(262) == 0
@@ -165,7 +165,7 @@ def _of_16_bits(image: Image.Image, opened: Image.Image) -> Pixels:
 
 
 def _composited(image: Image.Image, raw: str) -> Image.Image:
-    """On the background; a transparent key is in the file's own levels, which Pillow widens."""
+    """The image on the background; a transparent value is in the file's levels, not Pillow's."""
     key = image.info.get("transparency")
     if isinstance(key, int) and raw in ("L;2", "L;4"):
         image.info["transparency"] = key * (85 if raw == "L;2" else 17)
@@ -176,7 +176,7 @@ def _composited(image: Image.Image, raw: str) -> Image.Image:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type; of a system's error its cause alone."""
+    """The first line of an error's message, or its type; of an OSError the cause alone."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [""])[0]

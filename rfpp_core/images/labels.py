@@ -137,13 +137,12 @@ def none(n: int) -> Labels:
 def of_dataset_json(
     files: Mapping[str, bytes], names: Sequence[str]
 ) -> tuple[Labels | None, list[str]]:
-    """The labels of NVlabs' ``dataset.json`` files, and which of the files hold such labels; None
-    if none does.
+    """The labels of NVlabs' ``dataset.json`` files (None if no file has any), and the files used.
 
-    Their ``labels`` are rows of a name, relative to the file, and a class number; or null.
+    ``labels`` in a file is a list of [name relative to the file, class number], or null.
 
     Raises:
-        UserError: if labels are no class numbers, disagree, or lack one of the images.
+        UserError: if labels are no class numbers, disagree, or one of the images has none.
     """
     used = {where: _json(data, where) for where, data in files.items()}
     used = {where: found for where, found in used.items() if found and "labels" in found}
@@ -167,7 +166,7 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{quoted(where)} is no readable JSON: {first_line(error)}; mend it, or "
+        raise UserError(f"{quoted(where)} is not readable JSON: {first_line(error)}; fix it, or "
                         f"set dataset.labels: none") from None  # fmt: skip
     return document if isinstance(document, dict) else {}
 
@@ -178,7 +177,8 @@ def _is_row(row: Any) -> bool:
 
 
 def of_table(path: Path, names: Sequence[str]) -> Labels:
-    """The labels of a table of name and label (UTF-8; comma, semicolon or tab; a header or none).
+    """The labels of a CSV of name,label rows (UTF-8; comma, semicolon or tab; with or without a
+    header).
 
     Raises:
         UserError: if it cannot be read, lacks an image, has an empty label, or two that disagree.
@@ -208,7 +208,7 @@ def _looked_up(found: dict[str, str], names: Sequence[str], where: str) -> Label
 
 
 def _rows(path: Path, names: set[str]) -> list[tuple[str, str]]:
-    """Rows of images of the set, read with the delimiter that finds the most of them."""
+    """The rows of images of the set, by the delimiter that finds most of them."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         tables = [list(csv.reader(io.StringIO(text, newline=""), delimiter=d)) for d in ",;\t"]
@@ -234,7 +234,7 @@ def _row(row: list[str]) -> tuple[str, str]:
 
 
 def _numbered(given: Sequence[str]) -> Labels:
-    """Classes in order, numbers as numbers."""
+    """Numbers the classes in order; names that are numbers are ordered as numbers."""
     classes = sorted(set(given), key=_order)
     if len(classes) > MOST_CLASSES:
         raise UserError(f"the images have {len(classes):,} classes; at most {MOST_CLASSES:,}")

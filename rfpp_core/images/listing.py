@@ -1,9 +1,8 @@
-"""What a folder or a zip holds: names of image files and how to read one.
+"""The image files of a folder or a zip, and a reader of them.
 
-Nothing of an archive is ever extracted to disk, and one file at a time is in memory.  Hidden and
-system entries are passed over, other files too; both are counted.  What a person would miss
-without a word (an unreadable file, a link to nothing, a link that leads round in a circle) is
-refused by name.
+Nothing of an archive is extracted to disk, and one file at a time is in memory.  Hidden and system
+entries and files that are no images are skipped and counted.  What would silently be missing (an
+unreadable file, a link to nothing, a link in a circle) is refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rfpp_core.images.decode import CorruptImage, first_line, suffixes
 
 LABELS = "dataset.json"  # of NVlabs' dataset tool
 MAX_ENTRY = 64 << 20  # bytes of one file, uncompressed
-MAX_RATIO = 200  # uncompressed to compressed; real images do not shrink in a zip
+MAX_RATIO = 200  # uncompressed to compressed size; real images hardly shrink in a zip
 HIDDEN = "hidden or system"
 SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "@eadir", "$recycle.bin"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
@@ -60,7 +59,7 @@ def listing(path: Path) -> Listing:
     """The image files of a folder or a zip, and its ``dataset.json`` files.
 
     Raises:
-        UserError: if it is neither, is unsafe, damaged or unreadable, or holds no images.
+        UserError: if it is neither, is unsafe, corrupted or unreadable, or holds no images.
     """
     found = unzip(path, {*suffixes(), LABELS}) if is_zip(path) else _folder(path)
     if all(map(_is_table, found.names)):
@@ -70,16 +69,16 @@ def listing(path: Path) -> Listing:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a path is a zip; a folder is none.
+    """Whether a path is a zip, not a folder.
 
     Raises:
-        UserError: if it is not there, not readable, or neither; named as what it is.
+        UserError: if it is missing, unreadable, or neither; the message says what it is.
     """
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             return False
-        if not stat.S_ISREG(mode):  # a pipe would be waited for
+        if not stat.S_ISREG(mode):  # opening a pipe would block
             raise UserError(f"{quoted(path)} is neither a folder nor a file; give one of images")
         with path.open("rb") as file:
             head = file.read(512)
@@ -91,8 +90,8 @@ def is_zip(path: Path) -> bool:
     except (OSError, ValueError) as error:
         raise _unreadable(str(path), error) from None
     if head.startswith(b"PK\3\4"):
-        raise UserError(f"{quoted(path)} is a zip that is cut short or damaged: its directory, "
-                        f"which comes last, is missing; copy or download it again")  # fmt: skip
+        raise UserError(f"{quoted(path)} is a truncated or corrupted zip: its directory, which "
+                        f"comes last, is missing; copy or download it again")  # fmt: skip
     kinds = (kind for at, magic, kind in MAGIC if head[at : at + len(magic)] == magic)
     kind = next(kinds, "neither a folder nor a zip")
     raise UserError(f"{quoted(path)} is {kind}; give a folder of image files or a zip of them "
@@ -108,13 +107,13 @@ def _instead(ignored: Counter[str]) -> str:
 
 
 def counted(ignored: Mapping[str, int]) -> str:
-    """A count by suffix in words, the most first."""
+    """Counts by suffix as text, the largest first."""
     most = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{n} {suffix}" for suffix, n in most)
 
 
 def _unreadable(name: str, error: BaseException) -> UserError:
-    return UserError(f"{quoted(name)} cannot be read: {first_line(error)}; mend or remove it")
+    return UserError(f"{quoted(name)} cannot be read: {first_line(error)}; fix or remove it")
 
 
 def is_hidden(name: str) -> bool:
@@ -123,8 +122,8 @@ def is_hidden(name: str) -> bool:
 
 
 class _Sieve:
-    """Says of each name whether it is wanted (by its suffix, or as a whole), and counts the
-    others; a hidden entry counts once, whatever is in it."""
+    """Selects names by their suffix, or by the complete name, and counts the others; a hidden
+    folder counts once, whatever is in it."""
 
     def __init__(self, wanted: Collection[str]) -> None:
         self.wanted, self.others = wanted, Counter[str]()
@@ -172,7 +171,7 @@ def _folder(path: Path) -> Listing:
 
 
 def reader(folder: Path) -> Callable[[str], bytes]:
-    """Reads files of a folder, within bounds; their :class:`UserError` says why one cannot be."""
+    """Reads files of a folder, of at most ``MAX_ENTRY`` bytes; raises :class:`UserError`."""
 
     def read(name: str) -> bytes:
         try:
@@ -188,10 +187,10 @@ def reader(folder: Path) -> Callable[[str], bytes]:
 
 
 def _walk(root: Path, sieve: _Sieve) -> Iterator[str]:
-    """Wanted files below a folder, links followed.
+    """The selected files below a folder; links are followed.
 
-    A folder that is reached twice, over a link, is refused: its images would be in the set twice,
-    or the walk would never end.
+    A folder that is reached twice by a link is refused: its images would be in the set twice, or
+    the walk would never end.
     """
     seen: dict[tuple[int, int], str] = {}
     queue = [PurePosixPath()]
@@ -216,7 +215,7 @@ def _walk(root: Path, sieve: _Sieve) -> Iterator[str]:
                 queue.append(name)
                 sieve.folders.add(name)
                 continue
-            if entry.is_symlink():  # to nothing, it may have been one to a folder
+            if entry.is_symlink():  # a broken one may have led to a folder of images
                 _check_file(root, name)
             if sieve.takes(name):
                 _check_file(root, name)
@@ -235,7 +234,7 @@ def _check_file(root: Path, name: PurePosixPath) -> None:
         str(name).encode()
         regular = stat.S_ISREG(os.stat(root / name).st_mode)
     except FileNotFoundError:
-        raise UserError(f"{quoted(name)} is a link to nothing; mend or remove it") from None
+        raise UserError(f"{quoted(name)} is a link to nothing; fix or remove it") from None
     except UnicodeEncodeError:
         raise UserError(f"the name of {quoted(name)} is not UTF-8; rename it") from None
     except OSError as error:
@@ -250,12 +249,12 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
     """A zip's files of the wanted suffixes (default: images); nothing is extracted.
 
     Raises:
-        UserError: if it is no zip, or an entry lies outside it, is there twice, is of absurd
-            size, encrypted, or packed otherwise than by deflate.
+        UserError: if it is no zip, or an entry has a path outside it, a name used twice or an
+            absurd size, is encrypted, or is compressed by another method than deflate.
     """
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # a damaged directory brings about whatever zipfile trips on
+    except Exception as error:  # zipfile may raise anything on a corrupted directory
         raise UserError(f"{quoted(path)} is not a readable zip: {first_line(error)}") from None
     sieve, entries = _Sieve(suffixes() if wanted is None else wanted), {}
     for entry in archive.infolist():
@@ -275,7 +274,7 @@ def unzip(path: Path, wanted: Collection[str] | None = None) -> Listing:
         entry = entries[name]
         try:
             with archive.open(entry) as file:
-                return file.read(entry.file_size)  # no more than that is ever unpacked
+                return file.read(entry.file_size)  # at most, whatever the data would unpack to
         except Exception as error:  # as above
             raise CorruptImage(first_line(error)) from None
 

@@ -1,8 +1,8 @@
-"""Batches of images: where they live, and in which order they come.
+"""Batches of images, and the device that the images are on.
 
-The order is stateless: batch = f(seed, step), so the whole state of the data at a checkpoint is
-one integer.  Epoch e visits ``permutation(seed, e)``; the last n mod batch images of an epoch are
-dropped.  Images stay uint8 until they are on the device.
+The order is stateless: batch = f(seed, step), so the data state of a checkpoint is one integer.
+Epoch e visits ``permutation(seed, e)``; the last n mod batch images of an epoch are dropped.
+Images stay uint8 until they are on the device.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class Batch(NamedTuple):
 
 
 def place(images: Tensor, device: torch.device) -> Tensor:
-    """Puts uint8 images on the device if they take at most an eighth of its memory, else leaves
-    them: copying a batch costs little, and what a training needs beside them is not known yet."""
+    """Puts uint8 images on the device if they take at most an eighth of its memory, otherwise
+    leaves them: copying batches costs little, and how much memory the training needs is not
+    known yet."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # CIFAR-10's million pairs (3 GB) fit on 24 GiB so; activations need the rest
+        # so CIFAR-10's million pairs (3 GB) fit on 24 GiB; activations need the rest
         if images.numel() <= min(total / 8, free / 2):
             return images.to(device)
     return images
@@ -56,7 +57,7 @@ def batches(
         key: key of the order.
         device: where the batches go.
         start: first step.
-        rank: of several processes, whose slice of each batch this is.
+        rank: this process, which gets its slice of each batch.
 
     Raises:
         UserError: if the batch is larger than the set, or the processes do not share it evenly.

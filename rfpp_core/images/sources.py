@@ -1,7 +1,7 @@
-"""Where real images come from: digits, CIFAR-10, a folder or a zip of image files.
+"""Sources of real images: digits, CIFAR-10, a folder or a zip of image files.
 
-A source lists its items once (a key, a label, perhaps a given split) and decodes one at a time, so
-a set is written with bounded memory.  Nothing of an archive is ever extracted to disk.
+A source lists its images once (a key, a label, perhaps a given split) and decodes one at a time,
+so a set is written with bounded memory.  Nothing of an archive is extracted to disk.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rfpp_core.rng import subkey
 class Source:
     """A set of images.
 
-    ``keys`` names the items, ``labels`` int64 (N,) holds -1 for none, ``held_out`` bool (N,) is
-    the given split or None; ``load(i)`` decodes item i to uint8 (C, H, W) and may raise
-    :class:`CorruptImage`.  ``forms`` counts what the files decoded so far looked like, ``ignored``
-    the files that are no images, by suffix; ``empty`` names the folders without any image.
+    ``keys`` names the images, ``labels`` int64 (N,) holds -1 for none, ``held_out`` bool (N,) is
+    the given split or None; ``load(i)`` decodes image i to uint8 (C, H, W) and may raise
+    :class:`CorruptImage`.  ``forms`` counts the forms of the files decoded so far, ``ignored`` the
+    files that are no images, by suffix; ``empty`` names the folders without any image.
     """
 
     keys: Sequence[str]
@@ -50,7 +50,7 @@ class Source:
     empty: Sequence[str] = ()
 
     def take(self, which: NDArray[np.int64]) -> Source:
-        """The items ``which``, in that order."""
+        """The images ``which``, in that order."""
         return Source(
             [self.keys[i] for i in which],
             self.labels[which],
@@ -101,8 +101,8 @@ def folder(
     """Image files in a folder or a zip.
 
     Args:
-        path: folder or .zip; top folders named for parts (``train`` beside ``test``, ``val``, ...)
-            give the split, and everything but ``train`` is held out.
+        path: folder or .zip; top folders with names of parts (``train`` beside ``test``, ``val``,
+            ...) are a split, and everything but ``train`` is held out.
         channels: 1 for grey, 3 for RGB.
         resolution: the shorter side is resized to it with antialiasing and the centre square is
             cut out; None takes images as they are, all square and of one size.
@@ -110,7 +110,7 @@ def folder(
             there is one; None; or a table of ``name,label`` rows.
 
     Raises:
-        UserError: if there are no images, an archive is unsafe, or labels or split are doubtful.
+        UserError: if there are no images, an archive is unsafe, or labels or split are ambiguous.
     """
     found = listing(path)
     tables = [name for name in found.names if PurePosixPath(name).name == LABELS]
@@ -156,7 +156,7 @@ def images_at(path: Path, channels: int, resolution: int) -> list[Pixels]:
     """
     if not os.path.exists(path):
         raise UserError(f"{quoted(path)} does not exist; give image files, folders or zips")
-    if path.is_file() and not zipfile.is_zipfile(path):  # whatever it is called
+    if path.is_file() and not zipfile.is_zipfile(path):  # an image, whatever its name
         found = Listing([path.name], reader(path.parent))
     else:
         found = listing(path)

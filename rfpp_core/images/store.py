@@ -74,10 +74,10 @@ def as_source(path: Path) -> Source:
 
 
 def read(path: Path, part: Split, buffers: Buffers = MEMORY) -> Images:
-    """One split of an image store, whole; in memory, or where a shelf says.
+    """One split of an image store, in memory or in the arrays of ``buffers``.
 
     Raises:
-        Damaged: if it is not what was written.
+        Corrupted: if it is not what was written.
     """
     group: Any = open_group(path, "dvc repro prepare")[part]
     names = Images._fields
@@ -101,7 +101,7 @@ def read_some(path: Path, part: Split, span: slice) -> Images:
     """Some images of a split.
 
     Raises:
-        Damaged: if a file of them is missing, empty, or not what was written.
+        Corrupted: if a file of them is missing, empty, or not what was written.
     """
     group: Any = open_group(path, "dvc repro prepare")[part]
     images, labels = group["images"], group["labels"]
@@ -119,8 +119,8 @@ def read_some(path: Path, part: Split, span: slice) -> Images:
 
 def _corrupted(path: Path, part: Split, why: str) -> Corrupted:
     files = (file for file in (path / part).rglob("*") if file.is_file())
-    return Corrupted(f"{path} is damaged in the split {part} ({why}); `dvc repro prepare` makes it "
-                   f"again", *files)  # fmt: skip
+    return Corrupted(f"{path} is corrupted in the split {part} ({why}); `dvc repro prepare` "
+                     f"rebuilds it", *files)  # fmt: skip
 
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> str:
@@ -143,10 +143,10 @@ def write(
     Args:
         path: where; must not exist.
         source: the images.
-        held_out: bool (N,), which go to the held-out split.
-        skip_corrupt: leave out images that cannot be read instead of refusing the set.
+        held_out: bool (N,), the images of the held-out split.
+        skip_corrupt: skip images that cannot be read instead of refusing the set.
         watch: wraps the indices, for a progress bar.
-        about: what else to put in the attributes.
+        metadata: what else to put in the attributes.
 
     Returns:
         A line for each corrupt image.
@@ -191,14 +191,14 @@ def write(
 def _refuse(corrupt: list[str], skipped: bool) -> None:
     some = "; ".join(corrupt[:3]) + (f"; and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
     if skipped:
-        raise UserError(f"{len(corrupt)} corrupt image(s) ({some}) leave a split empty; mend them "
+        raise UserError(f"{len(corrupt)} corrupt image(s) ({some}) leave a split empty; fix them "
                         f"or give more images")  # fmt: skip
-    raise UserError(f"{len(corrupt)} corrupt image(s) ({some}); mend them or set "
+    raise UserError(f"{len(corrupt)} corrupt image(s) ({some}); fix them or set "
                     f"dataset.skip_corrupt: true")  # fmt: skip
 
 
 class _Writer:
-    """Fills one split chunk by chunk; images that were skipped shorten it at the end."""
+    """Writes one split chunk by chunk; at the end it is shortened by the skipped images."""
 
     CHUNK = 1000
 

@@ -160,8 +160,8 @@ def sets(draw, folder):
         path.write_bytes(harmed(draw, path.read_bytes()))
     (folder / "labels.csv").write_bytes(draw(tables(list(files))))
     table = folder / "labels.csv"
-    odd = [str(folder / "no\nwhere"), str(folder / ("x" * 300)), "a\0b", str(table / "x"), "~nosuch/x",
-           "y" * 300, "\ud800", "."]  # fmt: skip
+    odd = [str(folder / "no\nwhere"), str(folder / ("x" * 300)), str(table / "x"), "a\0b",
+           "~nosuch/x", "y" * 300, "\ud800", "."]  # fmt: skip
     labels = ["folders"] * 12 + ["none"] * 3 + [str(table)] * 6 + [str(folder), *odd]
     return draw(st.sampled_from([str(path)] * 80 + odd)), draw(st.sampled_from(labels))
 
@@ -209,4 +209,4 @@ def read(folder, config):
     shape = image_store.metadata(store)["shape"]
     facts = prepare.summary(section, source, *(part.labels for part in parts), shape, len(skipped))
     assert json.loads(json.dumps(facts)) == facts
-    assert all(line.isprintable() for line in [*said, *skipped, *prepare.told(facts)])
+    assert all(line.isprintable() for line in [*said, *skipped, *prepare.lines_of(facts)])

@@ -172,7 +172,7 @@ def test_broken_metadata_harms_no_image(recwarn):
 
 def test_what_would_run_a_program_is_not_opened():
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
-    with pytest.raises(decode.CorruptImage, match="no image of a form that is read here"):
+    with pytest.raises(decode.CorruptImage, match="no image of a format that is read here"):
         read(encoded(Image.new("L", (8, 8)), "EPS"))
 
 

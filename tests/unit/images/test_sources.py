@@ -208,8 +208,8 @@ def test_labels_of_nvlabs_tool(tmp_path, make, wrapper, numbers):
         ('{"labels": [["00000/img00000000.png", [0.5, 1]]]}', "class number from 0"),
         ('{"labels": {"a": 1}}', "class number from 0"),
         ('{"labels": [["a", 1], ["a", 2]]}', "gives a the labels 1 and 2; keep one"),
-        ('{"labels": [', "no readable JSON"),
-        ("[" * 100_000, "no readable JSON"),
+        ('{"labels": [', "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
         ("\ufeff" + '{"labels": [["a", -1]]}', "class number from 0"),
     ],
 )
@@ -385,7 +385,7 @@ def test_linked_folders_are_followed(tmp_path):
     [
         ("cat/round", "..", "(cat/round and .*set|.*set and cat/round) are one folder, by a link"),
         ("cow", "cat", "(cow and cat|cat and cow) are one folder, by a link"),
-        ("cow", "gone", "cow is a link to nothing; mend or remove it"),
+        ("cow", "gone", "cow is a link to nothing; fix or remove it"),
         ("cat/9.png", "gone.png", "cat/9.png is a link to nothing"),
         ("cat/9.png", "9.png", "cat/9.png cannot be read: Too many levels"),
     ],
@@ -418,12 +418,10 @@ def test_unreadable_folders_and_files_are_named(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", denied)
-        with pytest.raises(
-            UserError, match=r"^cat cannot be read: Permission denied; mend or rem"
-        ):
+        with pytest.raises(UserError, match=r"^cat cannot be read: Permission denied; fix or rem"):
             sources.folder(path, 3, None)
     monkeypatch.setattr(os, "access", lambda p, m: "cat/3" not in str(p) and access(p, m))
-    with pytest.raises(UserError, match=r"^cat/3.png cannot be read: Permission denied; mend or"):
+    with pytest.raises(UserError, match=r"^cat/3.png cannot be read: Permission denied; fix or"):
         sources.folder(path, 3, None)
 
 
@@ -511,7 +509,7 @@ ARCHIVES = {
     "tar": (packed("w"), "is a tar archive"),
     "7z": (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c" + b"x" * 40), "is a 7z archive"),
     "rar": (lambda path: path.write_bytes(b"Rar!\x1a\x07\1\0"), "is a RAR archive"),
-    "zip": (cut_short, "is a zip that is cut short or damaged"),
+    "zip": (cut_short, "is a truncated or corrupted zip"),
     "inner": (zip_in_zip, "holds no images .*there is 1 .zip; unpack the .zip inside"),
     "txt": (lambda path: path.write_text("x"), "is neither a folder nor a zip; give a folder"),
 }
@@ -572,7 +570,7 @@ def test_images_of_a_command_line(tmp_path):
         sources.images_at(tmp_path / "nope.png", 3, 8)
     assert "params" not in str(said.value)
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"a.png is not a readable image \(no image of a form"):
+    with pytest.raises(UserError, match=r"a.png is not a readable image \(no image of a format"):
         sources.images_at(tmp_path / "a.png", 3, 8)
 
 

@@ -68,7 +68,7 @@ def test_damage_is_never_read_silently(tmp_path, name, harm):
     harm(path / "train" / name)
     for read in (lambda: image_store.read(path, "train"),
                  lambda: image_store.read_some(path, "train", slice(900, 1100))):  # fmt: skip
-        with pytest.raises(Corrupted, match=r"damaged in the split train.*dvc repro prepare"):
+        with pytest.raises(Corrupted, match=r"corrupted in the split train.*dvc repro prepare"):
             read()
     image_store.read(path, "held_out")
 
