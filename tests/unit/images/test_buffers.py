@@ -1,4 +1,4 @@
-"""Sets in memory and in files that are paged in: the same arrays."""
+"""Arrays in memory and in memory-mapped files are the same."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_small_sets_stay_in_memory(tmp_path):
     assert not (tmp_path / "flat").exists()
 
 
-def test_large_sets_are_files_that_others_find_full(tmp_path):
+def test_large_sets_are_files_that_other_processes_find_full(tmp_path):
     mine, empty = Buffers(tmp_path / "flat", limit=BYTES - 1).arrays(LAYOUT)
     assert empty
     mine["noise"][:] = np.arange(24).reshape(6, 1, 2, 2)
@@ -30,7 +30,7 @@ def test_large_sets_are_files_that_others_find_full(tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "flat").iterdir()) == BYTES
 
 
-def test_a_disk_without_room_is_known_before_anything_is_mapped(tmp_path):
+def test_a_full_disk_is_known_before_anything_is_mapped(tmp_path):
     with pytest.raises(OSError, match=r"No space left|File too large"):
         Buffers(tmp_path / "flat", limit=0).arrays({"images": ((2**61,), "uint8")})
 

@@ -60,7 +60,7 @@ def flip(file):
     [lambda f: f.unlink(), lambda f: f.write_bytes(b""), flip,
      lambda f: f.write_bytes(f.read_bytes()[:60])],
 )  # fmt: skip
-def test_damage_is_never_read_silently(tmp_path, name, harm):
+def test_corruption_is_never_read_silently(tmp_path, name, harm):
     """Zarr reads missing and empty files as zeros."""
     digits, held = split()
     path = tmp_path / "images.zarr"

@@ -16,7 +16,7 @@ from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.storage import checkpoint
 from tests.helpers import SMOKE, spec_for
-from tests.unit.images.test_sources import CLASSES, tree, zipped
+from tests.unit.images.sets import CLASSES, tree, zipped
 
 
 @pytest.fixture

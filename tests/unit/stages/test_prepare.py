@@ -12,7 +12,7 @@ from pipeline import artifacts, console
 from pipeline.stages import prepare, source
 from rfpp_core.images import store as image_store
 from tests.helpers import SMOKE
-from tests.unit.images.test_sources import CLASSES, tree
+from tests.unit.images.sets import CLASSES, tree
 from tests.unit.stages.test_preflight import check  # noqa: F401 - a fixture
 
 SET = {

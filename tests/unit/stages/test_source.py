@@ -56,13 +56,13 @@ def test_it_is_of_names_and_contents_not_of_place_or_time(here):
     assert of(one) != before
 
 
-def test_an_edited_file_is_noticed_though_digests_are_kept(here):
+def test_an_edited_file_is_noticed_though_digests_are_cached(here):
     one = pictures(here / "one")
     before = of(one)
     assert (artifacts.work() / "source-digests.json").exists()
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(one / "a" / "0.png")
     assert of(one) != before
-    (artifacts.work() / "source-digests.json").write_text("[1")  # damaged: forgotten
+    (artifacts.work() / "source-digests.json").write_text("[1")  # corrupted: read again
     assert of(one) == of(one)
 
 
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_read_is_named(here, monkeypatch):
 
 
 def test_what_systems_leave_behind_changes_nothing(here):
-    """Otherwise a look into the folder with a file manager prepares and trains all again."""
+    """Otherwise a look into the folder with a file manager reruns prepare and all that follows."""
     one = pictures(here / "one")
     before = of(one)
     for name in (
