@@ -90,7 +90,9 @@ def default(name: str) -> str:
 def _allowed(setting: Any) -> str:
     if not isinstance(setting, Number):
         return str(setting.allowed).replace("<", "&lt;")
-    return f"{'whole ' * setting.whole}number, {setting.least:.0f} to {setting.most:,.0f}"
+    return (
+        f"{'integer' if setting.whole else 'number'}, {setting.least:.0f} to {setting.most:,.0f}"
+    )
 
 
 def stages() -> str:

@@ -52,8 +52,8 @@ class Wrong(Exception):
     """What is wrong with a command."""
 
 
-def check(command: str, preset: str, whole: bool = True) -> None:
-    """A command line; ``whole`` if it is to be run as it stands, else a mention in a sentence.
+def check(command: str, preset: str, complete: bool = True) -> None:
+    """A command line; ``complete`` if it is to be run as it stands, else a mention in a sentence.
 
     Raises:
         Wrong: saying why it cannot be run.
@@ -66,7 +66,7 @@ def check(command: str, preset: str, whole: bool = True) -> None:
     name, *rest = words
     {"rfpp": _rfpp, "make": _make, "python": _python, "dvc": _dvc, "torchrun": _torchrun}.get(
         name, lambda *_: None
-    )(rest, preset, whole)
+    )(rest, preset, complete)
 
 
 def _environment(name: str, value: str) -> None:
@@ -85,14 +85,14 @@ def _environment(name: str, value: str) -> None:
         raise Wrong(f"{name} is not explained")
 
 
-def _rfpp(words: list[str], preset: str, whole: bool) -> None:
+def _rfpp(words: list[str], preset: str, complete: bool) -> None:
     command: Any = typer.main.get_command(app)
     name, rest = "rfpp", [word for word in words if word not in ("...", "COMMAND")]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name, command = f"{name} {rest[0]}", command.commands.get(rest.pop(0))
     if command is None:
         raise Wrong(f"there is no command {name}")
-    if whole or name == "rfpp preset":
+    if complete or name == "rfpp preset":
         _parsed(command, name, rest)
     known = {option for param in command.params for option in (*param.opts, "--help")}
     if unknown := [word for word in rest if word.startswith("--") and word not in known]:
@@ -113,13 +113,13 @@ def _parsed(command: Any, name: str, words: list[str]) -> None:
         params.parse(yaml_file.parse(text, name), name)
 
 
-def _make(words: list[str], preset: str, whole: bool) -> None:
+def _make(words: list[str], preset: str, complete: bool) -> None:
     for word in words:
         if "=" not in word and word not in TARGETS:
             raise Wrong(f"there is no target {word}")
 
 
-def _python(words: list[str], preset: str, whole: bool) -> None:
+def _python(words: list[str], preset: str, complete: bool) -> None:
     if words[0] != "-m":
         raise Wrong(f"python {words[0]} is not checked here; name a module by -m")
     _module(words[1])
@@ -129,7 +129,7 @@ def _python(words: list[str], preset: str, whole: bool) -> None:
                 raise Wrong(f"there is no {word}")
 
 
-def _torchrun(words: list[str], preset: str, whole: bool) -> None:
+def _torchrun(words: list[str], preset: str, complete: bool) -> None:
     _module(words[words.index("-m") + 1])
 
 
@@ -138,11 +138,11 @@ def _module(name: str) -> None:
         raise Wrong(f"there is no module {name}")
 
 
-def _dvc(words: list[str], preset: str, whole: bool) -> None:
+def _dvc(words: list[str], preset: str, complete: bool) -> None:
     try:
         given = get_main_parser().parse_args(words)
     except (SystemExit, DvcParserError) as error:
-        if whole or not _subcommand(words):
+        if complete or not _subcommand(words):
             raise Wrong(f"dvc {' '.join(words)}: {error}") from None
         return
     for override in _sweeps(getattr(given, "set_param", None) or [], preset):
@@ -199,7 +199,7 @@ def test_blocks_that_need_more_than_this_machine_say_so(page, i, block):
 
 @pytest.mark.parametrize(("page", "span"), SPANS)
 def test_commands_in_sentences_exist(page, span):
-    check(span, "digits", whole=False)
+    check(span, "digits", complete=False)
 
 
 def test_commands_are_found():

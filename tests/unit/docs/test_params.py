@@ -98,7 +98,7 @@ def test_every_setting_of_the_environment_has_its_default(monkeypatch):
     assert hooks.gen_pipeline.DEFAULTS.keys() == SETTINGS.keys()
     monkeypatch.setenv("RFPP_RETRIES", "7")  # of whoever builds the site
     page = hooks.gen_pipeline.environment()
-    assert "| `RFPP_RETRIES` | `3` | whole number, 0 to 1,000 |" in page
+    assert "| `RFPP_RETRIES` | `3` | integer, 0 to 1,000 |" in page
     assert all(f"| `{name}` | " in page for name in SETTINGS)
 
 
