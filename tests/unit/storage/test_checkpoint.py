@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +7,7 @@ from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny, tiny_arch
+from tests.unit.interop.hostile_data import LARGE, SAFETENSORS
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -67,15 +66,9 @@ def test_a_file_without_digest_is_an_earlier_version_s(tmp_path):
         checkpoint.load(tmp_path / "m")
 
 
-def with_header(path, header, data=b""):
-    """A safetensors file of any header."""
-    text = json.dumps(header).encode() if isinstance(header, dict) else header
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    return path
-
-
-def one_line(path):
-    """What is said of a file that is no model."""
+def said_of(path, case):
+    """The one line about the file of a case."""
+    case.write(path)
     with pytest.raises(UserError) as caught:
         load_flow(path)
     said = str(caught.value)
@@ -85,39 +78,25 @@ def one_line(path):
 
 
 def test_a_file_cannot_drive_the_terminal(tmp_path):
-    entry = {"dtype": "\x1b[31mX\nY\u202e", "shape": [1], "data_offsets": [0, 4]}
-    said = one_line(with_header(tmp_path / "m", {"x": entry}, b"1234"))
-    assert "not a readable safetensors file" in said
-    assert "unknown variant `\\x1b[31mX\\nY\\u202e`" in said
-    start = "\x1b[31mX\nY\u202e"
-    metadata = {"architecture": tiny_arch(), "start": start}
-    checkpoint.save(tmp_path / "m", build.field(tiny_arch()).state_dict(), metadata)
-    assert "starts at \\x1b[31mX\\nY\\u202e; a flow starts" in one_line(tmp_path / "m")
+    plain = r"\x1b[31mX\nY\u202e"
+    said = said_of(tmp_path / "m", SAFETENSORS["a type that drives the terminal"])
+    assert "is not a readable safetensors file" in said
+    assert f"unknown variant `{plain}`" in said
+    said = said_of(tmp_path / "m", SAFETENSORS["a start that drives the terminal"])
+    assert f"starts at {plain}; a flow starts" in said
+    said_of(tmp_path / "m", SAFETENSORS["a name that drives the terminal"])
 
 
-ONE = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-LARGE = {
-    "header": ({"__metadata__": {"rfpp": f"[{'[],' * 6_000_000}0]"}}, "has a header of 18,000,0"),
-    "metadata": ({"__metadata__": {"rfpp": f"[{'[],' * 600_000}0]"}}, "metadata of 1,200,001 val"),
-    "tensors": ({f"{i}": ONE for i in range(33_000)}, "holds 33,000 tensors; at most 32,768"),
-    "axes": ({"x": {**ONE, "shape": [0] * 9}}, "a tensor of 9 axes; at most 8"),
-}
-
-
-@pytest.mark.parametrize("what", LARGE)
-def test_what_is_larger_than_a_network_s_is_refused_before_it_is_read(tmp_path, what):
-    header, message = LARGE[what]
-    path = with_header(tmp_path / "m", header)
-    assert message in one_line(path)
-    with pytest.raises(UserError, match=message):
-        checkpoint.stated_metadata(path, {})
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_larger_than_a_network_s_is_refused_before_it_is_read(tmp_path, name):
+    assert LARGE[name].message in said_of(tmp_path / "m", LARGE[name])
+    with pytest.raises(UserError, match=LARGE[name].message):
+        checkpoint.stated_metadata(tmp_path / "m", {})
 
 
 def test_weights_of_another_type_are_refused(tmp_path):
-    tensors = build.field(tiny_arch()).state_dict()
-    tensors["model.stem.bias"] = tensors["model.stem.bias"].long()
-    checkpoint.save(tmp_path / "m", tensors, {"architecture": tiny_arch()})
-    assert "model.stem.bias is of torch.int64, not torch.float32" in one_line(tmp_path / "m")
+    said = said_of(tmp_path / "m", SAFETENSORS["weights of another type"])
+    assert "model.stem.bias is of torch.int64, not torch.float32" in said
 
 
 def test_wrong_shapes_are_listed(tmp_path):
