@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from rfpp_core.config import build
@@ -35,19 +33,24 @@ def architecture(arch):
 
 
 def start(arch, recipe, device, seed=0):
+    """A training at its start: a network of a seed, not trained yet."""
     field = build.field(architecture(arch), recipe.dropout, seed)
     return TrainState(field, build.train_config(recipe, 5), device)
 
 
-def go(state, recipe, until=None, coupling=independent, data=None):
-    """Trains a state to a step; its reports."""
+def reports_of(state, recipe, coupling=independent, data=None):
+    """Trains a state to the end of its recipe; yields its reports."""
     data = images() if data is None else data
-    config = dataclasses.replace(build.train_config(recipe, 5), steps=recipe.steps)
     source = loader.batches(
         loader.place(data, state.device), None, recipe.batch, 1, state.device, state.step
     )
+    yield from train(state, source, build.loss(recipe, coupling), build.train_config(recipe, 5))
+
+
+def go(state, recipe, until=None, **kwargs):
+    """Trains a state to a step; its reports."""
     reports = []
-    for report in train(state, source, build.loss(recipe, coupling), config):
+    for report in reports_of(state, recipe, **kwargs):
         reports.append(report)
         if report.step == until:
             break

@@ -1,4 +1,4 @@
-"""A draw has the same bits on every device, and a shard's witness is of the device's noise."""
+"""Draws have the same bits on every device, and a shard drawn on any of them can be committed."""
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def test_the_draws_of_a_step_are_those_of_the_cpu(device):
     assert torch.equal(there.antithetic("t").cpu(), here.antithetic("t"))
 
 
-def test_the_witness_of_a_shard_is_the_device_s_noise(device, tmp_path):
+def test_a_shard_of_the_device_s_noise_is_committed(device, tmp_path):
     spec = spec_for()
     store = PairStore.create(tmp_path / "p.zarr", spec, 20)
     z = spec.z(spec.index(0, 5).to(device))[0].cpu().numpy()

@@ -19,7 +19,7 @@ from tests.gpu.small import images, start, with_
 
 @contextmanager
 def group(device):
-    """NCCL where each has a card of its own; gloo where they share one, which NCCL refuses."""
+    """NCCL where each process has its own card; gloo where they share one, which NCCL refuses."""
     if device.type == "cpu" or torch.cuda.device_count() > 1:
         with distributed.group(device) as rank:
             yield rank
