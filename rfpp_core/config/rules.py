@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EARLIER = (
     "network", "pretrain", "generate", "reflow", "rounds", "invert", "finetune", "finetunes",
 )  # fmt: skip
+MOST_ROWS = 50_000  # of a loss curve
 RESERVED = {"features": "models/features.safetensors", IMAGES: "data/images.zarr"}
 
 
@@ -31,6 +32,7 @@ def check(params: Params) -> None:
     _rows_exist(params)
     _nothing_goes_in_circles(params)
     _zero_steps_are_imports(params)
+    _curves_fit_their_states(params)
     _batches_fit_their_pairs(params)
     _mixing_has_a_second_set(params)
     _guidance_has_labels(params)
@@ -104,6 +106,15 @@ def _zero_steps_are_imports(params: Params) -> None:
                 raise ValueError(f"flows.{name} has 0 steps and starts from networks.{start}, "
                                  f"which has no checkpoint: its weights would be random; give the "
                                  f"recipe steps, or the network a checkpoint")  # fmt: skip
+
+
+def _curves_fit_their_states(params: Params) -> None:
+    """The loss curve is in every training state, and a reader limits its metadata."""
+    for name, recipe in params.recipes.items():
+        if recipe.steps > MOST_ROWS * recipe.log_every:
+            raise ValueError(f"recipes.{name}: {recipe.steps} steps with log_every "
+                             f"{recipe.log_every} make a loss curve of more than {MOST_ROWS:,} "
+                             f"rows; raise log_every")  # fmt: skip
 
 
 def _batches_fit_their_pairs(params: Params) -> None:

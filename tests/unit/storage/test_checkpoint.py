@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from rfpp_core import load_flow
-from rfpp_core.config import build
+from rfpp_core.config import build, params, rules
 from rfpp_core.errors import UserError
 from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny, tiny_arch
@@ -92,6 +92,20 @@ def test_what_is_larger_than_a_network_s_is_refused_before_it_is_read(tmp_path, 
     assert LARGE[name].message in said_of(tmp_path / "m", LARGE[name])
     with pytest.raises(UserError, match=LARGE[name].message):
         checkpoint.stated_metadata(tmp_path / "m", {})
+
+
+def test_the_longest_loss_curve_is_read_again(tmp_path, smoke):
+    """Row by row as trainings save it; a longer one is refused before anything is computed."""
+    names = ["loss", "pseudo_huber", "lpips", "lr", "grad_norm"]
+    row = [["step", 10**7], *([name, "-1.23457e-05"] for name in names)]
+    checkpoint.save_state(tmp_path, 5, {"x": torch.zeros(1)}, {"curve": [row] * rules.MOST_ROWS})
+    assert len(checkpoint.load_state(tmp_path, 5).metadata["curve"]) == rules.MOST_ROWS
+    raw = smoke.model_dump()
+    raw["recipes"]["reflow"] |= {"steps": 50_001, "log_every": 1}
+    with pytest.raises(UserError, match=r"recipes\.reflow: 50001 steps .* raise log_every"):
+        params.parse(raw)
+    raw["recipes"]["reflow"]["steps"] = 50_000
+    params.parse(raw)
 
 
 def test_weights_of_another_type_are_refused(tmp_path):
