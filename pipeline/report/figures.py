@@ -1,73 +1,163 @@
-"""The figures of the report."""
+"""The figures of the report, legible on white and on black."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.report.tables import Row
+from pipeline.report.looks import NEUTRAL, looks
+from pipeline.report.results import Results, Row, number
 from rfpp_core.config import build
 from rfpp_core.config.params import Params
+from rfpp_core.evaluation.distances import DISTANCES
+
+WIDTH, DPI, LETTERS = 5.6, 200, 64  # inches; about as many letters as fit beside each other
+COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color",
+            "grid.color", "legend.labelcolor")  # fmt: skip
+STYLE: Any = dict.fromkeys(COLOURED, NEUTRAL) | {
+    "font.size": 10, "lines.markersize": 5, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.2, "legend.frameon": False,
+}  # fmt: skip
+NOT_TERMS = {"step", "loss", "lr", "grad_norm"}  # of a loss curve
 
 
-def plot_distance(
-    path: Path, curves: dict[str, list[Row]], metrics: dict[str, Any], name: str
-) -> None:
-    figure, (axes,) = _axes((7, 4.2))
-    for flow, rows in curves.items():
-        rows = sorted(rows, key=lambda row: int(row["nfe"]))
-        axes.plot([int(r["nfe"]) for r in rows], [float(r[name]) for r in rows], "o-", label=flow)
-    real = metrics[name]
-    axes.axhline(real["held_out"], ls="--", c="0.4", lw=1, label="held-out images")
-    axes.axhline(real["floor"], ls=":", c="0.4", lw=1, label="floor (training images)")
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)",
-             ylabel=f"Frechet distance ({name})")  # fmt: skip
-    ticks = sorted({int(r["nfe"]) for rows in curves.values() for r in rows})
-    axes.set_xticks(ticks, [str(t) for t in ticks])
+class Figure(NamedTuple):
+    """A file of the report's folder, with its size in pixels."""
+
+    file: str
+    width: int
+    height: int
+
+
+def distance(folder: Path, net: str, found: Results) -> Figure:
+    """Distance by evaluations, a line a flow, with the real images."""
+    file = "distance.png" if net == found.config.features.nets[0] else f"distance_{net}.png"
+    figure, (axes,) = _axes(3.4 + 0.08 * len(found.flows))
+    name, ticks = DISTANCES[net], set()
+    for flow, look in looks(found.flows).items():
+        rows = sorted(found.tables[flow], key=lambda row: int(row["nfe"]))
+        points = [(int(r["nfe"]), number(r, name)) for r in rows if number(r, name) > 0]
+        ticks |= {nfe for nfe, _ in points}
+        axes.plot(*zip(*points, strict=True) if points else ([], []), color=look.colour,
+                  ls=look.dash, marker=look.marker, label=flow)  # fmt: skip
+    held_out = float(found.real[f"{net}/held_out_row"][:, 0].mean())
+    axes.axhline(held_out, ls="--", c=NEUTRAL, lw=1, label="held-out images")
+    axes.axhline(found.floor(net), ls=":", c=NEUTRAL, lw=1, label="floor")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations an image",
+             ylabel=f"distance ({name})")  # fmt: skip
+    axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     axes.minorticks_off()
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    _plain(axes)
+    return _saved(figure, folder / file)
 
 
-def plot_losses(path: Path, curves: dict[str, list[Row]]) -> None:
-    """One panel a kind of loss, since losses of different kinds have no common axis."""
-    kinds: dict[str, list[str]] = {}
-    for flow, rows in curves.items():
-        if rows[0]["loss"]:  # else of zero steps
-            kinds.setdefault(list(rows[0])[2], []).append(flow)  # after step and loss: the term
-    figure, panels = _axes((6, 2.8 * max(1, len(kinds))), rows=max(1, len(kinds)))
-    for axes, (kind, flows) in zip(panels, kinds.items(), strict=False):
+def losses(folder: Path, found: Results) -> Figure | None:
+    """A panel for each term of each kind of loss, since kinds have no common axis; None if no
+    flow was trained."""
+    panels = loss_panels(found)
+    if not panels:
+        return None
+    figure, every = _axes(0.6 + 2.3 * len(panels) + 0.08 * len(found.flows), rows=len(panels))
+    look = looks(found.flows)
+    for axes, (title, (term, flows)) in zip(every, panels.items(), strict=True):
         for flow in flows:
-            rows = curves[flow]
-            axes.plot([int(r["step"]) for r in rows], [float(r[kind]) for r in rows], label=flow)
-        axes.set(xlabel="step", ylabel=kind, yscale="log")
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+            rows = found.losses[flow]
+            steps = [int(r["step"]) for r in rows]
+            axes.plot(steps, [number(r, term) for r in rows], color=look[flow].colour,
+                      ls=look[flow].dash, lw=1.2, label=flow)  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_title(title, fontsize=10, loc="left")
+        _plain(axes)
+    every[-1].set(xlabel="update")
+    return _saved(figure, folder / "loss.png")
 
 
-def plot_times(path: Path, config: Params) -> None:
-    """Densities of the training time, by recipe."""
-    figure, (axes,) = _axes((6, 3.4))
-    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    for name in dict.fromkeys(row.recipe for row in config.flows.values()):
-        recipe = config.recipes[name]
-        if recipe.steps:
-            t = build.time_distribution(recipe.times)(u).numpy()
-            axes.hist(t, bins=np.linspace(0, 1, 61), density=True, histtype="step",
-                      label=f"{name}: {recipe.times.distribution}")  # fmt: skip
-    axes.set(xlabel="t (0 data, 1 noise)", ylabel="density")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+def loss_panels(found: Results) -> dict[str, tuple[str, list[str]]]:
+    """Term and flows by title.  Losses are of one kind if they have the same terms."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for flow, rows in found.losses.items():
+        if rows[0]["loss"]:  # else of zero steps
+            kinds.setdefault(terms(rows[0]), []).append(flow)
+    return {term if len(kind) == 1 else f"{term}, of {' + '.join(kind)}": (term, flows)
+            for kind, flows in kinds.items() for term in kind}  # fmt: skip
 
 
-def _axes(size: tuple[float, float], rows: int = 1) -> tuple[Any, Any]:
+def terms(row: Row) -> tuple[str, ...]:
+    """The terms of a loss, of a line of its curve."""
+    return tuple(name for name in row if name not in NOT_TERMS)
+
+
+def training_times(folder: Path, config: Params) -> Figure | None:
+    """Densities of the training time, a line a recipe; None if no flow was trained."""
+    recipes: dict[str, list[str]] = {}
+    for flow, row in config.flows.items():
+        if config.recipe_of(flow).steps:
+            recipes.setdefault(row.recipe, []).append(flow)
+    if not recipes:
+        return None
+    figure, (axes,) = _axes(3 + 0.08 * len(recipes))
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    for name, flows in recipes.items():
+        section, look = config.recipes[name].times, looks(config.flows)[flows[0]]
+        label = f"{_some(flows)}: {section.distribution}"
+        if section.distribution == "fixed":
+            axes.axvline(section.t, color=look.colour, ls=look.dash, lw=2, label=label)
+            continue
+        t = build.time_distribution(section)(u).numpy()
+        density, edges = np.histogram(t, bins=np.linspace(0, 1, 61), density=True)
+        axes.plot(
+            (edges[1:] + edges[:-1]) / 2, density, color=look.colour, ls=look.dash, label=label
+        )
+    axes.set(xlabel="t (0 is data, 1 is noise)", ylabel="density", xlim=(-0.02, 1.02))
+    axes.set_ylim(bottom=0)
+    return _saved(figure, folder / "times.png")
+
+
+def _some(flows: list[str]) -> str:
+    return ", ".join(flows[:3]) + (f" and {len(flows) - 3} more" if len(flows) > 3 else "")
+
+
+def _axes(height: float, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update(STYLE)
     from matplotlib import pyplot
 
+    size = (WIDTH, height)
     figure, axes = pyplot.subplots(rows, figsize=size, layout="constrained", squeeze=False)
     return figure, axes[:, 0]
+
+
+def _plain(axes: Any) -> None:
+    """Writes the numbers of a logarithmic axis in full: 0.6, not 6 x 10^-1."""
+    from matplotlib import ticker
+
+    least, most = axes.get_ylim()
+    if least > 0 and most < 20 * least:  # too few powers of ten to read by
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _saved(figure: Any, path: Path) -> Figure:
+    """Writes a figure, with one legend for all of its axes below them."""
+    from matplotlib import pyplot
+
+    lines = {label: line for axes in figure.axes
+             for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    columns = min(4, len(lines), max(1, LETTERS // (max(map(len, lines)) + 7)))
+    figure.legend(lines.values(), [shorten(label) for label in lines], ncols=columns,
+                  loc="outside lower center", handlelength=2.6)  # fmt: skip
+    figure.savefig(path, dpi=DPI, transparent=True)
+    width, height = (round(side * DPI) for side in figure.get_size_inches())
+    pyplot.close(figure)
+    return Figure(path.name, width, height)
+
+
+def shorten(label: str) -> str:
+    """A label that fits the figure."""
+    return label if len(label) < LETTERS - 8 else f"{label[: LETTERS - 11]}..."

@@ -1,87 +1,222 @@
-"""The tables of the report, as HTML."""
+"""The tables of the report as plain data: the template alone knows HTML."""
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.report.numbers import multiple, plural, short, spread
+from pipeline.report.results import Results, Row, number
+from rfpp_core.config.flow import IMAGES
+from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES, columns
-
-Row = dict[str, str]  # a line of a CSV
-LABELS = ("to held-out", "KID", "precision", "recall")  # of columns(), after the distance
+from rfpp_core.sampling.solver_table import ADAPTIVE
 
 
-def distances(net: str, curves: dict[str, list[Row]], real: dict[str, Any]) -> str:
-    metrics = columns(net)
-    labels = dict(zip(metrics, (DISTANCES[net], *LABELS), strict=True))
-    if net == "classifier" and "agreement" in next(iter(curves.values()))[0]:
-        labels["agreement"] = "label agreement"
-    head = ("", "NFE", "solver", *labels.values(), "n", "seeds")
-    n = next(iter(curves.values()))[0]["n"]
-    body: list[Sequence[str]] = []
-    for name, key in (("floor: training images", "floor"), ("held-out images", "held_out_row")):
-        rows = real[f"{net}/{key}"]
-        row: Row = {metric: str(mean) for metric, mean in zip(metrics, rows.mean(0), strict=True)}
-        spread = [s if s > 0 else "" for s in rows.std(0, ddof=1 if len(rows) > 1 else 0)]
-        row |= {f"{metric}_std": str(std) for metric, std in zip(metrics, spread, strict=True)}
-        body.append((name, "", "", *(_cell(row, label) for label in labels), n, str(len(rows))))
-    for flow, rows in curves.items():
-        for row in rows:
-            cells = [_cell(row, label) for label in labels]
-            body.append((flow, row["nfe"], row["solver"], *cells, row["n"], row["seeds"]))
-    return table(head, body)
+class Cell(NamedTuple):
+    """A cell: text, a standard deviation beside it, the flow whose colour it has, and how many
+    rows it spans."""
+
+    text: str
+    spread: str = ""
+    flow: str = ""
+    rows: int = 1
 
 
-def properties(metrics: dict[str, Any]) -> str:
-    head = ("flow", "straightness", "images/s at 1 NFE", "budget", "with ancestors")
-    body = [
-        (flow, f"{m['straightness']:.4g}", f"{m['images_per_second_nfe1']:,}",
-         f"{m['budget']:,}", f"{m['budget_with_ancestors']:,}")
-        for flow, m in metrics.items()
-    ]  # fmt: skip
-    return table(head, body) + (
-        "<p class=note>Budget: network forwards in pair generation + 3 x training forwards, "
-        "an image each. Straightness: mean of (velocity - chord)^2 over 100 uniform steps.</p>"
-    )
+class Group(NamedTuple):
+    """Rows that can be compared with each other, under a title; none for a table of one group."""
+
+    title: str
+    rows: list[list[Cell]]
 
 
-def inversions(metrics: dict[str, Any], shape: Sequence[int]) -> str:
-    head = (
-        "flow",
-        "round trip",
-        "|z|²/d",
-        "its standard deviation over images",
-        "correlation of neighbours",
-    )
-    d = int(np.prod(shape))
-    body = [("Gaussian noise", "", "1", f"{np.sqrt(2 / d):.3g}", "0")]
-    for flow, m in metrics.items():
-        z = m["noise"]
-        body.append((flow, f"{m['round_trip']:.3g}", f"{z['norm2']:.3g}",
-                     f"{z['norm2_std']:.3g}", f"{z['correlation']:.3g}"))  # fmt: skip
-    return table(head, body) + (
-        "<p class=note>Held-out images sent to noise z and back, 8 evaluations each way; round "
-        "trip: mean square error. Images with near-constant pixels, as digits, have noise that "
-        "differs from the prior whatever the flow.</p>"
-    )
+class Table(NamedTuple):
+    """Column heads, the first that of the row heads, and groups of rows."""
+
+    head: list[str]
+    groups: list[Group]
 
 
-def _cell(row: Row, name: str) -> str:
-    if name not in row:
-        return ""
-    spread = row[f"{name}_std"]
-    if row[name] == "nan":
-        return ""
-    return f"{float(row[name]):.4g}" + (f" ± {float(spread):.2g}" if spread else "")
+class Likes(NamedTuple):
+    """What flows share that may be compared without more: their data, and their budget."""
+
+    data: str
+    budget: int
 
 
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in body
-    )
-    return f"<table><tr>{top}</tr>{rows}</table>"
+def distances(net: str, found: Results) -> Table:
+    """By one feature net: the real images, then the flows by data and budget."""
+    agreement = _has_agreement(net, found)
+    head = ["", "NFE", "solver", DISTANCES[net], "excess", "to held-out", "KID × 1000",
+            "precision", "recall", *(["agreement"] if agreement else []), "n × seeds"]  # fmt: skip
+    groups = [Group("Real images", _real_rows(net, found, agreement))]
+    for likes, flows in grouped(found).items():
+        rows = [row for flow in flows for row in _rows_of(flow, net, found, agreement)]
+        groups.append(Group(f"{likes.data}; budget {likes.budget:,}", rows))
+    return Table(head, groups)
+
+
+def grouped(found: Results) -> dict[Likes, list[str]]:
+    """The flows by data, in the order of the params, and by budget."""
+    keys = {flow: Likes(data_of(flow, found.config), found.metrics[flow]["budget"])
+            for flow in found.flows}  # fmt: skip
+    places = list(dict.fromkeys(key.data for key in keys.values()))
+    order = sorted(set(keys.values()), key=lambda key: (places.index(key.data), key.budget))
+    return {key: [flow for flow in found.flows if keys[flow] == key] for key in order}
+
+
+def data_of(flow: str, config: Params) -> str:
+    """What a flow learned from, in words."""
+    row, recipe = config.flows[flow], config.recipe_of(flow)
+    if not recipe.steps:
+        return "Imported, not trained" if config.is_imported(flow) else f"{row.start} as it is"
+    data = f"Trained on {set_of(row.data, config)}"
+    if config.uses_mix(flow):
+        data += f", {recipe.mix:.0%} of each batch from {set_of(row.mix, config)}"
+    return data
+
+
+def set_of(name: str, config: Params) -> str:
+    """The real images, or a set of pairs, in words."""
+    if name == IMAGES:
+        return "the real images"
+    row = config.pairs[name]
+    if row.source == "import":
+        return f"{name} (imported pairs)"
+    how = f"by {row.teacher}: {row.solver}, {plural(row.nfe, 'evaluation')}"
+    if row.guidance != 1:
+        how += f", guidance {row.guidance:g}"
+    what = "real images sent to noise" if row.source == "images" else f"{row.n:,} pairs"
+    return f"{name} ({what} {how})"
+
+
+def excess(distance: float, flow: str, net: str, found: Results) -> float:
+    """Excess of a distance over the floor, as a multiple of that of the flow's teacher at many
+    evaluations (of its own, if it has no teacher); NaN where the teacher reaches the floor."""
+    config, floor = found.config, found.floor(net)
+    teacher = config.teacher_of(flow) or flow
+    best = found.at(teacher, net, config.evaluate.many_nfe) - floor
+    return (distance - floor) / best if best > 0 else math.nan
+
+
+def _has_agreement(net: str, found: Results) -> bool:
+    rows = (row for of_flow in found.tables.values() for row in of_flow)
+    return net == "classifier" and any(row.get("agreement") for row in rows)
+
+
+def _real_rows(net: str, found: Results, agreement: bool) -> list[list[Cell]]:
+    """The floor and the held-out images.  Standard deviations are over bootstraps."""
+    rows = []
+    names = {"floor": "floor: training images", "held_out_row": "held-out images"}
+    for key, name in names.items():
+        values = np.asarray(found.real[f"{net}/{key}"], dtype=float)
+        mean = values.mean(0)
+        std = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
+        cells = [_cell(float(a), float(b)) for a, b in zip(mean, std, strict=True)]
+        cells[2] = _cell(float(mean[2]) * 1000, float(std[2]) * 1000)
+        known = found.accuracy if key == "held_out_row" else None
+        more = [Cell(short(known))] if agreement else []
+        n = f"{found.config.evaluate.n:,} × {len(values)}"
+        rows.append(
+            [Cell(name), Cell(""), Cell(""), cells[0], Cell(""), *cells[1:], *more, Cell(n)]
+        )
+    return rows
+
+
+def _rows_of(flow: str, net: str, found: Results, agreement: bool) -> Iterable[list[Cell]]:
+    """The rows of a flow, whose name spans them."""
+    rows = found.tables[flow]
+    for i, row in enumerate(rows):
+        name = [Cell(flow, flow=flow, rows=len(rows))] if i == 0 else []
+        distance, *others = columns(net)
+        away = excess(number(row, distance), flow, net, found)
+        cells = [_measured(row, name, 1000 if name.startswith("kid_") else 1) for name in others]
+        more = [_measured(row, "agreement")] if agreement else []
+        solver = "rk45 (adaptive)" if row["solver"] == ADAPTIVE else row["solver"]
+        n = f"{int(row['n']):,} × {row['seeds']}"
+        yield [*name, Cell(row["nfe"]), Cell(solver), _measured(row, distance),
+               Cell(multiple(away)), *cells, *more, Cell(n)]  # fmt: skip
+
+
+def _measured(row: Row, name: str, scale: float = 1) -> Cell:
+    return _cell(number(row, name) * scale, number(row, f"{name}_std") * scale)
+
+
+def _cell(value: float, std: float) -> Cell:
+    return Cell(short(value), spread(std) if math.isfinite(value) else "")
+
+
+def properties(found: Results) -> Table:
+    """How straight the paths of a flow are, and what its inverse does to real images."""
+    shape = next(iter(found.models.values())).metadata["architecture"]["shape"]
+    head = ["", "straightness", "round trip", "noise size", "its std. dev.", "correlation"]
+    ideal = [
+        "Gaussian noise (ideal)",
+        "0",
+        "0",
+        "1",
+        short(math.sqrt(2 / math.prod(shape)), 3),
+        "0",
+    ]
+    rows = [[Cell(text) for text in ideal]]
+    for flow, m in found.metrics.items():
+        noise = m["noise"]
+        numbers = (m["straightness"], m["round_trip"], noise["norm2"], noise["norm2_std"],
+                   noise["correlation"])  # fmt: skip
+        rows.append([Cell(flow, flow=flow), *(Cell(short(value, 3)) for value in numbers)])
+    return Table(head, [Group("", rows)])
+
+
+def costs(found: Results) -> Table:
+    """Parameters, speed and budget of each flow, with what the budget was spent on."""
+    head = ["", "parameters", "images/s", "budget", "spent on", "with its ancestors"]
+    rows = []
+    for flow, m in found.metrics.items():
+        rows.append([
+            Cell(flow, flow=flow),
+            Cell(f"{found.models[flow].parameters:,}"),
+            Cell(short(m["images_per_second_nfe1"], 4)),
+            Cell(f"{m['budget']:,}"),
+            Cell(spent_on(flow, found.config, m["budget"])),
+            Cell(f"{m['budget_with_ancestors']:,}"),
+        ])  # fmt: skip
+    return Table(head, [Group("", rows)])
+
+
+def spent_on(flow: str, config: Params, budget: int) -> str:
+    """A budget in words."""
+    recipe = config.recipe_of(flow)
+    if not recipe.steps:
+        return "nothing here: " + ("an import" if config.is_imported(flow) else "as it was")
+    training = 3 * recipe.steps * recipe.batch
+    words = f"{training:,} for {recipe.steps:,} updates of {plural(recipe.batch, 'image')}"
+    sets = [config.flows[flow].data, config.flows[flow].mix]
+    made = [name for name in sets[: 1 + config.uses_mix(flow)] if name != IMAGES]
+    if made and budget > training:
+        words += f", {budget - training:,} for {' and '.join(made)}"
+    return words
+
+
+def rankings(found: Results) -> list[tuple[str, float]]:
+    """How far each other feature net ranks the rows as the first does (Spearman's correlation);
+    empty for one net."""
+    first, *others = found.config.features.nets
+    rows = [row for of_flow in found.tables.values() for row in of_flow]
+    return [(DISTANCES[net], _spearman(_column(first, rows), _column(net, rows)))
+            for net in others]  # fmt: skip
+
+
+def _column(net: str, rows: Sequence[Row]) -> list[float]:
+    return [number(row, DISTANCES[net]) for row in rows]
+
+
+def _spearman(a: list[float], b: list[float]) -> float:
+    from scipy.stats import spearmanr
+
+    if len(a) < 2:
+        return math.nan
+    result: Any = spearmanr(a, b)
+    return float(result.statistic)

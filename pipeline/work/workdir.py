@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline import artifacts, console, settings
+from pipeline import artifacts, console, settings, stage_log
 from rfpp_core.errors import UserError
 from rfpp_core.storage import files
 
@@ -61,6 +61,7 @@ def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
     path = path_of(kind, document)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(lock_of(path), f"{kind} {path.name}", console.warn):
+        stage_log.staged(path.name, path.exists())
         path.mkdir(exist_ok=True)
         for left in path.rglob("*.partial"):  # by a run that was killed
             left.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # the params' schema.  Trainings, pairs and evaluations find their finished work by identity.
 PLUMBING = {"rfpp_core", "rfpp_core/errors", "rfpp_core/runtime", "rfpp_core/choices",
             "pipeline", "pipeline/artifacts", "pipeline/console",
-            "pipeline/settings", "pipeline/stages"}  # fmt: skip
+            "pipeline/settings", "pipeline/stage_log", "pipeline/stages"}  # fmt: skip
 # Packages that a stage imports for little of them, with why.
 NOT_FOR = {
     "prepare": {"rfpp_core/config", "rfpp_core/sampling"},  # the schema alone
