@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pipeline import artifacts, settings
+from pipeline import artifacts, settings, stage_log
 from rfpp_core.errors import UserError
 from rfpp_core.storage import files
 
@@ -33,7 +33,8 @@ def main(run: Callable[..., None], *names: str) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         settings.check()
         artifacts.library_caches()
-        run(*sys.argv[1:])
+        with stage_log.timed(*sys.argv[1:]):
+            run(*sys.argv[1:])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
     except UserError as error:
         make_writable(error)
