@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from pipeline import artifacts, settings, stage_log
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Several, UserError, escaped, quoted
 from rfpp_core.storage import files
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LINE_SECONDS = 30.0  # between two lines of progress in a log
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+PARTIAL = re.compile(r"\.([^/]+)\.[0-9]+\.partial$")  # the temporary name of a file
 
 
 def main(run: Callable[..., None], *names: str) -> None:
@@ -38,11 +42,11 @@ def main(run: Callable[..., None], *names: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
     except UserError as error:
         make_writable(error)
-        _complain(str(error))
+        _complain(told(error))
         sys.exit(2)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # all processes of a training are interrupted
-            _complain("interrupted; run the same command again to go on")
+            _complain("interrupted; run the same command again to resume")
         sys.exit(130)
     except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
         if lost_another(error):
@@ -50,23 +54,51 @@ def main(run: Callable[..., None], *names: str) -> None:
                 f"another process of this training is gone, and says why ({one_line(error)})"
             )
             sys.exit(2)
-        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+        line = refusal(error)
+        if line is None:
             if hand_over(traceback.format_exc(), 1):
                 sys.exit(1)
             raise
-        _complain(f"{one_line(error)}; what is whole is kept, free some space and run the same "
-                  f"command again to go on")  # fmt: skip
+        if any(full in line for full in FULL):
+            line += "; free some space and run the same command again to resume"
+        _complain(line)
         sys.exit(2)
 
 
 def warn(text: str) -> None:
     """A line beside the results."""
-    print(f"rfpp: {text}", file=sys.stderr, flush=True)
+    print(f"rfpp: {escaped(text)}", file=sys.stderr, flush=True)
+
+
+def complain(error: UserError) -> None:
+    """Prints a user's mistake, on one line unless there are :class:`Several`."""
+    make_writable(error)
+    print(f"rfpp: {told(error)}", file=sys.stderr, flush=True)
+
+
+def told(error: UserError) -> str:
+    """The text of a user's mistake; names of files in it do nothing to a terminal."""
+    return "\n".join(map(escaped, error.lines if isinstance(error, Several) else [str(error)]))
 
 
 def one_line(error: object) -> str:
     """Type and message of an error, without what follows the first line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return quoted(f"{type(error).__name__}: {error}".splitlines()[0], 400)
+
+
+def refusal(error: Exception) -> str | None:
+    """One line about a file that the operating system refuses, also where a library has wrapped
+    its error; None for any other error."""
+    if not isinstance(error, OSError):
+        wrapped = re.search(r"\(os error [0-9]+\)", str(error))
+        return one_line(error) if wrapped or any(full in str(error) for full in FULL) else None
+    name = error.filename2 or error.filename  # of a rename, the target
+    if name is None:
+        return one_line(error)
+    name = PARTIAL.sub(r"\1", os.fsdecode(name) if isinstance(name, bytes) else str(name))
+    in_the_way = isinstance(error, FileExistsError) and not os.path.isdir(name)
+    why = os.strerror(errno.ENOTDIR) if in_the_way else error.strerror
+    return f"{quoted(name)} cannot be used: {why}"
 
 
 def make_writable(error: UserError) -> None:
@@ -75,9 +107,10 @@ def make_writable(error: UserError) -> None:
         files.make_writable(file)
 
 
-def _complain(line: str) -> None:
-    if not hand_over(f"rfpp: {line}\n", 2):
-        warn(line)
+def _complain(text: str) -> None:
+    """Prints what :func:`told` or :func:`refusal` say, or has the launcher print it."""
+    if not hand_over(f"rfpp: {text}\n", 2):
+        print(f"rfpp: {text}", file=sys.stderr, flush=True)
 
 
 def lost_another(error: Exception) -> bool:
@@ -145,3 +178,14 @@ def save_grid(images: Tensor, path: Path, columns: int, side: int = 32) -> None:
     grid = make_grid(big, columns, padding=2, pad_value=128)
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
     files.write_atomic(path, lambda part: image.save(part, "PNG"))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes arrays by name as one .npz."""
+    import numpy as np
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    files.write_atomic(path, write)

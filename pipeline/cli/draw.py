@@ -37,7 +37,7 @@ def sample(
     """Draws images from one model file; an .npz has their labels (-1 for none)."""
     import numpy as np
 
-    from pipeline.console import save_grid
+    from pipeline.console import save_arrays, save_grid
     from rfpp_core import runtime
     from rfpp_core.images.pixels import to_uint8
     from rfpp_core.sampling.flow import sampler_for
@@ -59,9 +59,8 @@ def sample(
     if out.suffix == ".png":
         save_grid(images, out, columns)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
         given = np.full(n, -1) if labels is None else np.array(labels)
-        np.savez(out, images=to_uint8(images).numpy(), labels=given)
+        save_arrays(out, {"images": to_uint8(images).numpy(), "labels": given})
     cost = f"{sampler.forwards} NFE" if sampler.forwards else "RK45's own NFE"
     print(f"{n} images at {cost} from {model} -> {out}")
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from pipeline.artifacts import DEFAULT_MODEL
 from pipeline.cli import draw
-from pipeline.console import save_grid
+from pipeline.console import save_arrays, save_grid
 from rfpp_core import runtime
 from rfpp_core.errors import UserError
 from rfpp_core.images import pixels, sources
 from rfpp_core.sampling.flow import Flow, sampler_for, slerp
 from rfpp_core.sampling.sampler import SamplerConfig
-from rfpp_core.storage import files
 
 Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
@@ -105,9 +104,4 @@ def _labels(label: int | None) -> list[int] | None:
 
 def _save_noises(out: Path, z: Tensor, label: int | None) -> None:
     y = np.full(len(z), -1 if label is None else label)
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, noise=z.numpy(), labels=y)
-
-    files.write_atomic(out / "noises.npz", write)
+    save_arrays(out / "noises.npz", {"noise": z.numpy(), "labels": y})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from importlib import metadata
@@ -145,7 +147,9 @@ def pairs_verify(
             print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
             return
     if wrong := verify(store):
-        bad = [file for k in store.committed() if store.corruption(k) for file in store.shard_files(k)]
+        bad = [
+            file for k in store.committed() if store.corruption(k) for file in store.shard_files(k)
+        ]
         raise Corrupted(f"{path}: {'; '.join(wrong)}", *bad)
     print(f"{path}: {store.n} pairs in {store.shards} shards, all right")
 
@@ -194,9 +198,13 @@ def pairs_digest(path: Path) -> None:
 
 
 def entry() -> None:
-    """The ``rfpp`` command: user errors are one line and exit code 2."""
+    """The ``rfpp`` command: what a user can get wrong is one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in another encoding
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except typer.Abort:
         sys.exit(1)
     except USAGE as error:
@@ -207,8 +215,13 @@ def entry() -> None:
             print(f"rfpp: {quoted(text, 400)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        console.make_writable(error)
-        print(f"rfpp: {error}", file=sys.stderr)
+        console.complain(error)
+        sys.exit(2)
+    except BrokenPipeError:  # what reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        console.warn(console.refusal(error) or console.one_line(error))
         sys.exit(2)
 
 

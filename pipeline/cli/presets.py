@@ -18,6 +18,7 @@ import yaml
 from pipeline import artifacts
 from rfpp_core.config import rules, yaml_file
 from rfpp_core.errors import UserError, quoted
+from rfpp_core.storage import files
 
 PRESETS = Path(__file__).parents[2] / "presets"
 NOW_ROWS = """what was where in your file:
@@ -39,7 +40,8 @@ def preset(
     name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
     out: Annotated[Path | None, typer.Option(help="where to put it [params.yaml]")] = None,
     values: Annotated[
-        list[str] | None, typer.Option("--set", help="recipes.reflow.steps=100, as often as you like")
+        list[str] | None,
+        typer.Option("--set", help="recipes.reflow.steps=100, as often as you like"),
     ] = None,
 ) -> None:
     """Puts a complete params file in place; an edited one is kept as params.yaml.bak1, ..."""
@@ -48,8 +50,8 @@ def preset(
     if name not in names():
         raise UserError(f"there is no preset '{quoted(name)}' (presets: {', '.join(names())})")
     if out is None and not Path("dvc.yaml").is_file():
-        raise UserError(f"here is no dvc.yaml, so no project that would use {artifacts.PARAMS}; go "
-                        f"to one, or name a file by --out")  # fmt: skip
+        raise UserError(f"there is no dvc.yaml here, so no project that would use "
+                        f"{artifacts.PARAMS}; go to one, or name a file by --out")  # fmt: skip
     out = out or artifacts.PARAMS
     text = composed(name)
     for value in values or []:
@@ -61,7 +63,7 @@ def preset(
         print(f"your {out} is kept as {kept}")
         if _is_earlier(kept):
             print(NOW_ROWS)
-    out.write_text(text)
+    files.write_atomic(out, lambda part: part.write_text(text, encoding="utf-8"))
     more = f" with {', '.join(values)}" if values else ""
     print(f"{out} is now preset {name}{more}; `dvc repro` runs it")
 
@@ -129,7 +131,7 @@ def with_value(text: str, assignment: str) -> str:
         return _with(text, path, value.strip())
     except (UserError, yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"--set is '{quoted(assignment)}'; that is no value in YAML, or no place "
-                        f"in a params file")  # fmt: skip
+                        f"in a params file") from None  # fmt: skip
 
 
 def _with(text: str, path: list[str], value: str) -> str:

@@ -24,7 +24,7 @@ from rfpp_core.config import build
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.params import Params, load
 from rfpp_core.config.recipe import Recipe
-from rfpp_core.errors import UserError, quoted
+from rfpp_core.errors import Several, UserError, quoted
 from rfpp_core.evaluation import inception
 from rfpp_core.images.decode import CorruptImage
 from rfpp_core.images.sources import Source
@@ -44,8 +44,7 @@ def run() -> None:
     if len(missing) == 1:
         raise UserError(missing[0])
     if missing:
-        lines = "".join(f"\n  {i}. {line}" for i, line in enumerate(missing, 1))
-        raise UserError(f"{len(missing)} things are missing for this run:{lines}")
+        raise Several(f"{len(missing)} things are missing for this run:", missing)
     files.write_atomic(artifacts.PREFLIGHT, lambda part: part.write_text(DONE))
 
 

@@ -79,7 +79,7 @@ def test_stages(tmp_path, call, command, change, message):
 
     (tmp_path / "params.yaml").write_text(SMOKE)
     (tmp_path / ".dvc").mkdir()
-    if command in ("train flow1", "network unet"):
+    if command in ("train flow1", "network unet", "evaluate flow2"):
         for before in (["source"], ["prepare"], ["network", "unet"]):
             assert run(*before).returncode == 0
     assert change[0] in SMOKE
