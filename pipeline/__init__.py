@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _interrupted(*_: object) -> None:
-    os.write(2, b"rfpp: interrupted; run the same command again to go on\n")
+    os.write(2, b"rfpp: interrupted; run the same command again to resume\n")
     os._exit(130)
 
 

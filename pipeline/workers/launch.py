@@ -86,13 +86,13 @@ def _outcome(codes: list[int | None], folder: Path) -> int:
     if killed := [code for code in codes if code and code < 0]:  # before any was ended here
         name = signal.Signals(-killed[0]).name
         raise UserError(f"a training process was killed ({name}); run the same command again to "
-                        f"go on")  # fmt: skip
+                        f"resume")  # fmt: skip
     if errors := _errors(folder):
         print(errors[0].read_text(), end="", file=sys.stderr, flush=True)
         return int(errors[0].name.rpartition("-")[2])
     if failed := [code for code in codes if code]:
         raise UserError(f"a training process ended with exit code {failed[0]}; run the same "
-                        f"command again to go on")  # fmt: skip
+                        f"command again to resume")  # fmt: skip
     return 0
 
 

@@ -136,7 +136,7 @@ def _orchestration(error: Exception) -> UserError:
     with suppress(OSError):
         _put_aside(home)
     return UserError(f"Prefect failed ({console.one_line(error)}; see {log} and server.log beside "
-                     f"it); finished shards are kept, run again to go on")  # fmt: skip
+                     f"it); finished shards are kept, run again to resume")  # fmt: skip
 
 
 def _check_server(url: str) -> None:

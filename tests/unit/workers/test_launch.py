@@ -34,10 +34,10 @@ def ends(home, running, number=None, group=False):
 @pytest.mark.parametrize(("mode", "code", "line"), [
     ("works", 0, None),
     ("refuses", 2, "rfpp: no room on this machine"),
-    ("dies", 2, "rfpp: a training process was killed (SIGKILL); run the same command again to go "
-                "on"),
+    ("dies", 2, "rfpp: a training process was killed (SIGKILL); run the same command again to "
+                "resume"),
     ("leaves", 2, "rfpp: a training process ended with exit code 7; run the same command again to "
-                  "go on"),
+                  "resume"),
 ])  # fmt: skip
 def test_what_failed_first_is_one_line(tmp_path, mode, code, line):
     assert ends(tmp_path, start(tmp_path, mode)) == (code, [line] if line else [])
@@ -73,7 +73,7 @@ def test_under_torchrun_the_loss_of_another_process_is_one_line(monkeypatch, cap
 
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize(("number", "code", "lines"), [
-    (signal.SIGINT, 130, ["rfpp: interrupted; run the same command again to go on"]),
+    (signal.SIGINT, 130, ["rfpp: interrupted; run the same command again to resume"]),
     (signal.SIGTERM, None, []),
     (signal.SIGKILL, -9, []),
 ])  # fmt: skip
