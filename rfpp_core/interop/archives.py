@@ -31,7 +31,7 @@ Watch = Callable[[Iterable[int]], Iterable[int]]
 
 class Checked(NamedTuple):
     """Statistics of what was imported; ``coupling`` is the correlation of noise and image over
-    8x8 means, far above ``chance`` for the pairs of a flow and within it for shuffled ones."""
+    8x8 means: far above ``chance`` for the pairs of a flow, within it for shuffled ones."""
 
     n: int
     mean: float
@@ -47,22 +47,21 @@ class Archive:
         UserError: if one is unsafe or unreadable, or they do not belong together.
     """
 
-    def __init__(self, images: Path, noises: Path, labels: Path | None) -> None:
-        for path in (images, noises):
+    def __init__(self, images: Path, noise: Path, labels: Path | None) -> None:
+        for path in (images, noise):
             if not path.is_file():
                 raise UserError(f"{path} is missing; it must be a zip of the official pair format")
-        noise_files, image_files = unzip(noises, (".bin",)), unzip(images)
-        names, self._noise = noise_files.names, noise_files.read
-        pictures, self._image = image_files.names, image_files.read
-        of_stem = {PurePosixPath(name).with_suffix(""): name for name in pictures}
-        self.noises, self.path = names, noises
-        stems = [PurePosixPath(name).with_suffix("") for name in names]
+        states, pictures = unzip(noise, (".bin",)), unzip(images)
+        self._read_state, self._read_image = states.read, pictures.read
+        self.states, self.path = states.names, noise
+        of_stem = {PurePosixPath(name).with_suffix(""): name for name in pictures.names}
+        stems = [PurePosixPath(name).with_suffix("") for name in self.states]
         lost = [str(stem) for stem in stems if stem not in of_stem]
-        if lost or not names or len(of_stem) != len(stems):
+        if lost or not stems or len(of_stem) != len(stems):
             first = f", the first {quoted(lost[0])}.bin" if lost else ""
             raise UserError(
-                f"{images} and {noises} do not belong together: {len(pictures)} images and "
-                f"{len(names)} noises, {len(lost)} noises without an image{first}"
+                f"{images} and {noise} do not belong together: {len(pictures.names)} images and "
+                f"{len(stems)} noise files, {len(lost)} of them without an image{first}"
             )
         self.images = [of_stem[stem] for stem in stems]
         rows = _labels(labels) if labels else {}
@@ -74,7 +73,7 @@ class Archive:
     def image(self, i: int) -> NDArray[np.uint8]:
         """uint8 (C, H, W), RGB."""
         try:
-            return decode(self._image(self.images[i]), 3, None)
+            return decode(self._read_image(self.images[i]), 3, None)
         except CorruptImage as error:
             raise UserError(
                 f"{quoted(self.images[i])} is not a readable image ({error})"
@@ -82,9 +81,9 @@ class Archive:
 
     def noise(self, i: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """float32 (C, H, W)."""
-        data = self._noise(self.noises[i])
+        data = self._read_state(self.states[i])
         if len(data) != 32:
-            raise UserError(f"{quoted(self.noises[i])} in {self.path} is {len(data)} bytes, not a "
+            raise UserError(f"{quoted(self.states[i])} in {self.path} is {len(data)} bytes, not a "
                             f"PCG64 state of 32")  # fmt: skip
         state, increment = (int.from_bytes(data[k : k + 16], "big") for k in (0, 16))
         bits = np.random.PCG64()
@@ -100,19 +99,19 @@ class Archive:
 def convert(
     archive: Archive, out: Path, digests: tuple[str, ...], watch: Watch, **solver: Any
 ) -> Checked:
-    """Writes the store ``out``, which appears when all of it is there and checked; an interrupted
-    import goes on.
+    """Writes the store ``out``, which appears once it is complete and checked.  An interrupted
+    import resumes.
 
     Args:
         archive: the pairs.
         out: the store.
-        digests: sha256 of the files, recorded as where the pairs are from.
+        digests: sha256 of the files, recorded as the source of the pairs.
         watch: wraps the shards, for a progress bar.
-        solver: ``solver``, ``nfe`` and ``grid`` that are said to have made them.
+        solver: ``solver``, ``nfe`` and ``grid``, which the archive does not state.
 
     Raises:
-        UserError: if ``out`` exists, an image or a noise is damaged, or the noise is not standard
-            normal.
+        UserError: if ``out`` exists, a file of the archive is corrupted, or the noise is not
+            standard normal.
     """
     if out.exists():
         raise UserError(f"{out} exists; remove it or name another")
@@ -140,38 +139,38 @@ def convert(
             raise UserError(
                 f"{quoted(archive.images[wrong[0]])} is not of {h}x{w} pixels as the first"
             )
-        noises = np.stack([archive.noise(i, shape) for i in index])
+        noise = np.stack([archive.noise(i, shape) for i in index])
         labels = archive.labels[index.start : index.stop]
-        store.commit(shard, Pairs(np.stack(images), labels, noises), made_by="import")
+        store.commit(shard, Pairs(np.stack(images), labels, noise), made_by="import")
     found = check(PairStore.open(building))
     building.rename(out)
     return found
 
 
 def check(store: PairStore) -> Checked:
-    """Statistics of a store's noise, and of its coupling to the images.
+    """Statistics of a store's noise, and its correlation with the images.
 
     Raises:
-        UserError: if the noise is not standard normal or one is there twice.
+        UserError: if the noise is not standard normal, or a sample of it occurs twice.
     """
-    noises = NoiseCheck()
+    noise = NoiseCheck()
     sums = np.zeros(5)  # of xz, x, z, xx, zz over coarse values
     for _, pairs in store.each_shard():
         assert pairs.noise is not None
-        noises.add(pairs.noise)
+        noise.add(pairs.noise)
         a, b = _coarse(pairs.images / 127.5 - 1), _coarse(pairs.noise.astype(np.float64))
         sums += [(a * b).sum(), a.sum(), b.sum(), (a * a).sum(), (b * b).sum()]
-    if not noises.normal:
+    if not noise.normal:
         raise UserError(
-            f"the noise of {store.path} has mean {noises.mean:.4f} and deviation "
-            f"{noises.std:.4f}, not 0 and 1: these are not the states of its pairs"
+            f"the noise of {store.path} has mean {noise.mean:.4f} and standard deviation "
+            f"{noise.std:.4f}, not 0 and 1: these are not the PCG64 states of its pairs"
         )
-    if noises.repeats:
-        raise UserError(f"{store.path} holds {noises.repeats} noises twice")
-    count = noises.values // (_block(store.spec.shape[-1]) ** 2)
+    if noise.repeats:
+        raise UserError(f"{store.path} holds {noise.repeats} noise samples twice")
+    count = noise.values // (_block(store.spec.shape[-1]) ** 2)
     xz, x, z, xx, zz = sums / count
     coupling = (xz - x * z) / ((xx - x * x) * (zz - z * z)) ** 0.5
-    return Checked(store.n, noises.mean, noises.std, float(coupling), 4 / count**0.5)
+    return Checked(store.n, noise.mean, noise.std, float(coupling), 4 / count**0.5)
 
 
 def _coarse(x: NDArray[np.float64]) -> NDArray[np.float64]:

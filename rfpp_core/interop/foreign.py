@@ -1,8 +1,8 @@
 """Weights from elsewhere, read as data: nothing in a foreign file is imported, called or run.
 
-The content tells the kind: a state dict of ``torch.save`` or an NVlabs pickle, for the machine of
-``pickles``, or safetensors.  Sizes that a file claims are checked against it.  Tensors stay
-records of their place in the file until they are asked for, so memory is needed for one or two.
+The content decides the kind: a state dict of ``torch.save`` or an NVlabs pickle, which
+``pickles`` reads, or safetensors.  Sizes that a file claims are checked against the file.  Tensors
+are records of their place in the file until they are accessed, so memory is needed for one or two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rfpp_core.storage import checkpoint, files
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
           torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
-# Far beyond any network, yet too little for a hostile file to hurt with.
+# Far beyond any network, yet too little for a hostile file to do harm.
 MOST_STEPS, MOST_HINTS = 1 << 15, 10_000
 MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:]
 
@@ -40,7 +40,7 @@ class Foreign(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     kind: str  # "state_dict", "nvlabs" or "safetensors"
-    hints: dict[str, Any]  # settings that an NVlabs pickle tells
+    hints: dict[str, Any]  # settings in an NVlabs pickle
     digest: str
     shapes: dict[str, tuple[int, ...]]
 
@@ -63,7 +63,7 @@ def _is_name(name: object) -> bool:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
-    """Writes tensors one at a time, durably and at once; equal input gives equal bytes."""
+    """Writes tensors one at a time, atomically and durably; equal input gives equal bytes."""
     entries = [(name, t.dtype, list(t.shape), t.nbytes) for name, t in tensors.items()]
     entries.sort(key=lambda entry: -entry[1].itemsize)  # readers want each aligned to its type
     header: dict[str, Any] = {"__metadata__": dict(sorted(meta.items()))}
@@ -87,7 +87,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 
 class Lazy(UserDict[str, Any]):
-    """Tensors made on access and not kept; what it is given makes them."""
+    """Tensors read on access by the functions it holds, and not cached."""
 
     def __getitem__(self, name: str) -> Any:
         return self.data[name]()
@@ -97,18 +97,17 @@ Opened = tuple[str, Mapping[str, Tensor], dict[str, tuple[int, ...]], dict[str, 
 
 
 def _open(path: Path) -> Opened:
-    """Kind, tensors, shapes and hints by the first bytes; what is nothing else must be a
-    pickle."""
+    """Kind, tensors, shapes and hints; the first bytes decide, and the rest must be a pickle."""
     with Source(path) as source:
-        whole = Cursor(source, Span(0, source.length))
+        content = Cursor(source, Span(0, source.length))
         head = os.pread(source.fileno(), 64, 0)
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < source.length:
             return _safetensors(path)
         if head.startswith(b"PK"):
             return _stated("state_dict", path, _named(pickles.archive(source)), {})
         if head[2:].startswith(MAGIC) or head[11:].startswith(MAGIC):  # protocol 4 has a frame
-            return _stated("state_dict", path, _named(pickles.legacy(whole)), {})
-        found = pickles.Machine(whole, pickles.NVLABS_NAMES).load()
+            return _stated("state_dict", path, _named(pickles.legacy(content)), {})
+        found = pickles.Machine(content, pickles.NVLABS_NAMES).load()
     top = found.get("ema") if type(found) is dict else None
     if type(top) is not SimpleNamespace:
         raise UserError("is a pickle of unknown layout (no network 'ema'); save a state dict")
@@ -116,8 +115,8 @@ def _open(path: Path) -> Opened:
 
 
 def _stated(kind: str, path: Path, views: dict[str, View], hints: dict[str, Any]) -> Opened:
-    """Tensors that are read on access, if they are not more than the file can hold: a storage may
-    be shared, but reading it over and over would not end."""
+    """Tensors that are read on access, if they are not more than the file can hold: tensors may
+    share a storage, but reading it once for each of many would not end."""
     size = path.stat().st_size
     if (total := sum(view.nbytes for view in views.values())) > 2 * size + (1 << 20):
         refuse(f"{total:,} bytes of tensors in a file of {size:,}")
@@ -139,7 +138,7 @@ def _safetensors(path: Path) -> Opened:
 
 
 def _named(found: Any) -> dict[str, View]:
-    """The tensors of a state dict, which may be inside of a checkpoint or come from DDP."""
+    """The tensors of a state dict, which may be inside a checkpoint or come from DDP."""
     if isinstance(found, dict):
         found = found.get("model_state_dict", found.get("state_dict", found))
     if isinstance(found, dict):
@@ -154,11 +153,11 @@ def _named(found: Any) -> dict[str, View]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, by what reading it raised."""
+    """What is wrong with a file, from the error of reading it."""
     if isinstance(error, UserError):
         return str(error)
-    return (f"is damaged or no checkpoint ({type(error).__name__}: {quoted(error)}); allowed are "
-            "state dicts, NVlabs pickles and safetensors; fetch it again")  # fmt: skip
+    return (f"is corrupted or not a checkpoint ({type(error).__name__}: {quoted(error)}); allowed "
+            f"are state dicts, NVlabs pickles and safetensors; fetch it again")  # fmt: skip
 
 
 def _walk(top: SimpleNamespace) -> dict[str, View]:
@@ -173,22 +172,22 @@ def _walk(top: SimpleNamespace) -> dict[str, View]:
         names = [prefix, *own, *buffers, *inner, *hidden] if steps <= MOST_STEPS else []
         if not names or max(map(len, names)) > DEEPEST:
             refuse("modules larger or deeper than any network's")
-        kept = buffers.keys() - set(hidden)
-        own = own | {name: view for name, view in buffers.items() if name in kept}
+        saved = buffers.keys() - set(hidden)
+        own = own | {name: view for name, view in buffers.items() if name in saved}
         found |= {f"{prefix}{name}": view for name, view in own.items() if view is not None}
         todo += [(f"{prefix}{k}.", m.state) for k, m in reversed(inner.items()) if m is not None]
     if not all(isinstance(view, View) for view in found.values()):
-        refuse("a parameter that is no tensor")
+        refuse("a parameter that is not a tensor")
     return found
 
 
 def _hints(top: SimpleNamespace) -> dict[str, Any]:
-    """Class name, settings and plain attributes of a network, as far as JSON has them and as many
-    as a network has: lists of shared lists would not end."""
-    told = {name: value for name, value in top.state.items() if not str(name).startswith("_")}
-    told |= {"class_name": top.name} | top.state.get("_init_kwargs", {})
+    """Class name, settings and plain attributes of a network, as far as they are JSON and no more
+    than a network has: lists of shared lists would not end."""
+    stated = {name: value for name, value in top.state.items() if not str(name).startswith("_")}
+    stated |= {"class_name": top.name} | top.state.get("_init_kwargs", {})
     hints, left = {}, MOST_HINTS
-    for name, value in told.items():
+    for name, value in stated.items():
         cost, plain = _plain([name, value], left)
         left -= cost
         if plain and name != "training" and type(name) is str:
@@ -199,8 +198,8 @@ def _hints(top: SimpleNamespace) -> dict[str, Any]:
 
 
 def _plain(value: Any, most: int) -> tuple[int, bool]:
-    """How many values and characters there are, and whether all of them are JSON's and they are
-    no more than ``most``; stops counting where they are not."""
+    """How many values and characters there are, and whether they are JSON and at most ``most``;
+    stops counting where they are not."""
     todo, cost = [(value, 4)], 0
     while todo:
         item, depth = todo.pop()

@@ -1,7 +1,7 @@
-"""A foreign checkpoint as a model file: which of EDM's networks it holds, and that it fits.
+"""Converts a foreign checkpoint of one of EDM's networks into a model file.
 
-An EDM denoiser is a rectified flow as it is (RF++, arXiv 2405.20320, prop. 1); it knows noise up
-to sigma = 80, so its first time is 80/81.
+An EDM denoiser is a rectified flow without further training (RF++, arXiv 2405.20320, prop. 1).  It
+was trained on noise up to sigma = 80, so its first time is 80/81.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rfpp_core.storage import checkpoint
 EDM_START = 80 / 81
 LICENCE = ("weights published by NVlabs are under CC BY-NC-SA 4.0: no commercial use, and models "
            "made from them share that licence")  # fmt: skip
-BARE = ("a state dict does not tell its preconditioning: it is taken for EDM's with sigma_data "
-        "0.5; a network of VP or VE preconditioning fits as well, and draws noise")  # fmt: skip
+BARE = ("a state dict does not state its preconditioning: EDM's with sigma_data 0.5 is assumed; "
+        "weights of VP or VE preconditioning fit the network as well, but give noise")  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,7 +40,7 @@ def convert(
 ) -> dict[str, Any]:
     """Writes the weights of ``source`` as the model file ``target``; returns its metadata.
 
-    Memory: one tensor more than what is mapped of the file.
+    Memory: one tensor beside what is mapped of the file.
 
     Args:
         source: a state dict, an NVlabs pickle or safetensors, this project's included.
@@ -48,11 +48,11 @@ def convert(
         arch: the architecture document they must fit; None to infer it.
         sha256: digest that the file must have.
         start: first time of the flow: 80/81 for EDM, 1 for a rectified flow in EDM's form.
-        say: told what the file leaves open.
+        say: receives what had to be assumed.
 
     Raises:
-        UserError: if the file is missing, damaged, hostile or another, or its names and shapes
-            are not the network's, with the list of differences.
+        UserError: if the file is missing, corrupted, hostile or of another kind, or its names and
+            shapes are not the network's, with the list of differences.
     """
     found = foreign.read(source)
     if sha256 and found.digest != sha256:
@@ -83,7 +83,7 @@ def convert(
             "stage": "import",
             "source": {"sha256": found.digest, "kind": found.kind, "hints": found.hints},
             "budget": 0,
-            "budget_with_ancestors": inherited,  # 0 if that of its training is not known
+            "budget_with_ancestors": inherited,  # 0 where that of its training is unknown
         },
     }
     ordered = checkpoint.Ordered(found.tensors, list(want), dtype=torch.float32)
@@ -92,7 +92,7 @@ def convert(
 
 
 def _stated(ours: Mapping[str, Any], start: float, source: Path) -> tuple[float, int]:
-    """First time and budget of a file of ours; of another's, ``start`` and an unknown budget."""
+    """First time and budget that a file of this project states; otherwise ``start`` and 0."""
     if not ours:
         return start, 0
     try:
@@ -101,7 +101,9 @@ def _stated(ours: Mapping[str, Any], start: float, source: Path) -> tuple[float,
     except (TypeError, ValueError, AttributeError, OverflowError):
         first = budget = -1
     if not 0 < first <= 1 or budget < 0:
-        raise UserError(f"{source} has metadata that this project does not write (start, budget)")
+        raise UserError(
+            f"{source} has a start or a budget in its metadata that this project does not write"
+        )
     return first, budget
 
 
@@ -131,7 +133,7 @@ def infer(shapes: Shapes, where: str) -> dict[str, Any]:
     except (IndexError, KeyError, ZeroDivisionError) as error:
         raise UserError(
             f"{where} holds none of EDM's networks (no {quoted(error)}); allowed are NCSN++, "
-            f"DDPM++ and ADM with names such as model.enc.32x32_conv.weight"
+            f"DDPM++ and ADM, with names such as model.enc.32x32_conv.weight"
         ) from None
 
 

@@ -1,4 +1,5 @@
-"""A flow and its grid as one graph: noise (and label) in, images out, for other runtimes."""
+"""Exports a flow and its sampler as one graph for other runtimes: noise (and label) in, images
+out."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MOST_FORWARDS = 256  # the graph holds the network once for each
 
 
 class Generator(nn.Module):
-    """Images (B, C, H, W), about in [-1, 1], of noise of that shape and labels int64 (B,)."""
+    """Noise (B, C, H, W) and labels int64 (B,) -> images of that shape, roughly in [-1, 1]."""
 
     def __init__(self, flow: Flow, sampler: SamplerConfig) -> None:
         super().__init__()
@@ -40,17 +41,19 @@ def export(flow: Flow, sampler: SamplerConfig, path: Path) -> float:
 
     Args:
         flow: on the CPU.
-        sampler: solver, NFE and grid, which are baked in.
-        path: where to; the batch size stays free.
+        sampler: solver, NFE and grid, which become part of the graph.
+        path: the file; the batch size stays free.
 
     Returns:
-        The largest difference of the written generator's images to the flow's own.
+        The largest difference between images of the written graph and of the flow.
 
     Raises:
         UserError: if the suffix is another, the solver is adaptive, the graph would be too large,
             or packages are missing.
     """
-    if sampler.solver == ADAPTIVE or properties_of(sampler.solver).float64:  # no graph of float32
+    if (
+        sampler.solver == ADAPTIVE or properties_of(sampler.solver).float64
+    ):  # its state is no float32
         raise UserError(
             f"{sampler.solver} is not exported; take euler, midpoint, heun or anchored"
         )
@@ -81,7 +84,9 @@ Run = Callable[[tuple[Tensor, ...]], Tensor]
 def _pt2(program: Any, given: tuple[Tensor, ...], path: Path, flow: Flow) -> Run:
     def write(part: Path) -> None:
         with part.open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's own, about weights off the CPU
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # torch's, about weights that are not on the CPU
             torch.export.save(program, file)
 
     files.write_atomic(path, write)

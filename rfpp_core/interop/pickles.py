@@ -1,12 +1,12 @@
-"""Pickles read as data: a machine of few opcodes, none of which reaches anything but ``_make``.
+"""Pickles read as data: an interpreter of few opcodes that can call nothing but ``_make``.
 
 It reads what torch and NVlabs write: bare pickles, the archives and the older files of
-``torch.save``, and such files inside of pickles.  It makes containers, numbers, text and records;
-an allowed name becomes the only callable there is, ``_make`` with that name, which knows its
-arguments.  Tuples and sets become lists: as keys, a deep tuple would exhaust the C stack with its
-hash, and numbers of one hash would take a set hours.  Tensors stay records of their place in the
-file until they are asked for.  What is read is counted, so every file is read in bounded time and
-memory, which torch's own reader does not promise.
+``torch.save``, and such files inside pickles.  It builds containers, numbers, text and records.
+An allowed name becomes ``_make`` with that name, which checks the arguments.  Tuples and sets
+become lists: the hash of a deep tuple as a key would exhaust the C stack, and a set of numbers of
+one hash would take hours.  Tensors are records of their place in the file until they are accessed.
+What is read is counted, so every file is read in bounded time and memory, which torch's own reader
+does not promise.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 
 from rfpp_core.errors import UserError
 from rfpp_core.interop.spans import NAME, Cursor, Source, Span, Storage, View, refuse
+from rfpp_core.storage import checkpoint
 
 DTYPES = {torch.float64: "Double", torch.float32: "Float", torch.float16: "Half",
           torch.bfloat16: "BFloat16", torch.int64: "Long", torch.int32: "Int",
@@ -54,7 +55,7 @@ PLAIN = """PROTO STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT EMPT
     STACK_GLOBAL INST REDUCE"""
 BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 TEXT = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}
-DEEPEST, MOST_AXES = 1000, 8  # far beyond any network
+DEEPEST = 1000  # far beyond any network
 LEGACY_VERSION = 1001  # of torch's older files, after their magic number
 
 
@@ -69,7 +70,7 @@ class Parameter:
 
 
 class Machine(pickle._Unpickler):
-    """Reads one pickle; ``persist`` finds the storages that it names, if it may name any."""
+    """Reads one pickle; ``persist`` finds the storages that it names, where it may name any."""
 
     def __init__(self, cursor: Cursor, names: set[str], persist: Persist | None = None) -> None:
         super().__init__(cursor)
@@ -149,7 +150,7 @@ Machine.dispatch = {ord(op.code): OWN.get(op.name, partial(refuse, f"the opcode 
 
 
 def _make(source: Source, name: str, *arguments: Any) -> Any:
-    """What an allowed name makes of its arguments; what has no case here is refused."""
+    """The result of an allowed name and its arguments; what has no case here is refused."""
     match name.rpartition(".")[2], arguments:
         case "OrderedDict" | "ModuleDict" as kind, ():
             return {} if kind == "OrderedDict" else SimpleNamespace(name=kind, state={})
@@ -160,9 +161,9 @@ def _make(source: Source, name: str, *arguments: Any) -> Any:
         case "_load_from_bytes", ((Span() | bytes()) as data,):
             return _inner(source, data)
         case "_rebuild_tensor" | "_rebuild_tensor_v2", (
-            Storage() as whole, int(at), list(size), list(stride), *_,
+            Storage() as storage, int(at), list(size), list(stride), *_,
         ):  # fmt: skip
-            if (found := _view(whole, at, size, stride)) is not None:
+            if (found := _view(storage, at, size, stride)) is not None:
                 return found
         case "Parameter", ():
             return Parameter()
@@ -185,16 +186,16 @@ def _make(source: Source, name: str, *arguments: Any) -> Any:
     refuse(f"{name} of arguments that no network has")
 
 
-def _view(whole: Storage, at: int, size: list[Any], stride: list[Any]) -> View | None:
-    """A tensor in a storage that holds each of its elements; None if it does not."""
-    if len(size) != len(stride) or len(size) > MOST_AXES:
+def _view(storage: Storage, at: int, size: list[Any], stride: list[Any]) -> View | None:
+    """A tensor in a storage; None if the storage does not hold each of its elements."""
+    if len(size) != len(stride) or len(size) > checkpoint.MOST_AXES:
         return None
     if any(type(n) is not int or not 0 <= n < 1 << 40 for n in (*size, *stride)):
         return None
-    view = View(whole, at, tuple(size), tuple(stride))
+    view = View(storage, at, tuple(size), tuple(stride))
     if math.prod(max(n, 1) for n in size) > 1 << 48:
         return None
-    fits = 0 <= at <= whole.numel - max(math.prod(size), view.extent)
+    fits = 0 <= at <= storage.numel - max(math.prod(size), view.extent)
     return view if fits else None
 
 
@@ -216,14 +217,14 @@ def _inner(source: Source, data: Span | bytes) -> Storage:
         refuse("an archive in a storage")
     found = legacy(cursor)
     if type(found) is not Storage:
-        refuse("a storage that is none")
+        refuse("something else than a storage")
     if isinstance(data, Span):
         source.storages[data] = found
     return found
 
 
 def legacy(cursor: Cursor) -> Any:
-    """What a file of ``torch.save`` in the older format holds, as records."""
+    """The content of a file of ``torch.save`` in the older format, as records."""
     storages: dict[str, Storage] = {}
 
     def persist(record: Any) -> Storage:
@@ -232,13 +233,13 @@ def legacy(cursor: Cursor) -> Any:
                 found = storages.setdefault(key, Storage(dtype, numel))
                 if numel >= 0 and (found.dtype, found.numel) == (dtype, numel):
                     return found
-        refuse("a storage of unknown make")
+        refuse("a storage of an unknown kind")
 
     magic, version, metadata = (Machine(cursor, set()).load() for _ in range(3))
     if magic != torch.serialization.MAGIC_NUMBER or version != LEGACY_VERSION:
-        raise UserError("is no file of torch.save that is known here; save a state dict")
+        raise UserError("is of an unknown version of torch.save; save a state dict")
     if type(metadata) is not dict or metadata.get("little_endian") is not True:
-        raise UserError("was saved on a machine of other byte order; save it on this one")
+        raise UserError("was saved on a machine of another byte order; save it on this one")
     found = Machine(cursor, STATE_NAMES, persist).load()
     for key in Machine(cursor, set()).load():
         storage, numel = storages[key], int.from_bytes(cursor.read(8), "little")
@@ -252,7 +253,7 @@ def legacy(cursor: Cursor) -> Any:
 
 
 def archive(source: Source) -> Any:
-    """What a file of ``torch.save`` in the zip format holds, as records.
+    """The content of a file of ``torch.save`` in the zip format, as records.
 
     Raises:
         ValueError: if it is another archive.
@@ -260,11 +261,11 @@ def archive(source: Source) -> Any:
     entries = {info.filename: info for info in zipfile.ZipFile(source).infolist()}
     heads = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(heads) != 1 or any(name.endswith("constants.pkl") for name in entries):
-        raise ValueError("an archive of something else")
+        raise ValueError("a zip, but not of torch.save")
     folder = heads[0].removesuffix("data.pkl")
     order = entries.get(f"{folder}byteorder")
     if order and Cursor(source, _stored(source, order)).read(min(6, order.file_size)) != b"little":
-        raise UserError("was saved on a machine of other byte order; save it on this one")
+        raise UserError("was saved on a machine of another byte order; save it on this one")
 
     def persist(record: Any) -> Storage:
         match record:
@@ -272,13 +273,13 @@ def archive(source: Source) -> Any:
                 span = _stored(source, entries[f"{folder}data/{key}"])
                 if numel >= 0 and span.stop - span.start == numel * dtype.itemsize:
                     return Storage(dtype, numel, span)
-        refuse("a storage of unknown make")
+        refuse("a storage of an unknown kind")
 
     return Machine(Cursor(source, _stored(source, entries[heads[0]])), STATE_NAMES, persist).load()
 
 
 def _stored(source: Source, entry: zipfile.ZipInfo) -> Span:
-    """Where the bytes of an entry are."""
+    """The place of an entry's bytes, which must be stored plainly."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         refuse("a compressed or encrypted entry")
     source.count(30)

@@ -1,4 +1,4 @@
-"""Places in a foreign file: tensors, bytes and text that stay there until they are asked for, and
+"""Places in a foreign file: tensors, bytes and text that stay there until they are accessed, and
 readers that count what they read, so that no file takes more time or memory than a network's.
 """
 
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from rfpp_core.errors import UserError, quoted
 
-# Far beyond any network, yet too little for a hostile file to hurt with.
+# Far beyond any network, yet too little for a hostile file to do harm.
 LONGEST, MOST_READS, MOST_BYTES = 1 << 22, 1 << 20, 1 << 26
 NAME, HEAD, CHUNK = 1024, 4096, 1 << 20
 
 
 def refuse(what: str, *_: Any) -> NoReturn:
-    raise UserError(
-        f"refuses {quoted(what)}: only tensors are read, nothing is run; save a plain state dict"
-    )
+    """Raises the error of a file that holds what is not read."""
+    raise UserError(f"holds {quoted(what)}, which is refused: only tensors are read and nothing "
+                    f"is run; save a plain state dict")  # fmt: skip
 
 
 class Span(NamedTuple):
-    """Bytes that stay in the file; with ``text`` they are there as UTF-8 of Latin-1, as protocol
-    2 of pickle writes bytes."""
+    """Bytes that stay in the file; with ``text`` they are stored as UTF-8 of Latin-1, as pickle's
+    protocol 2 writes bytes."""
 
     start: int
     stop: int
@@ -44,7 +44,11 @@ class Span(NamedTuple):
         return sum(map(len, self._decoded(file))) if self.text else self.stop - self.start
 
     def part(self, file: int, at: int, size: int) -> NDArray[np.uint8]:
-        """``size`` bytes from ``at``, which must be there."""
+        """``size`` bytes from ``at``.
+
+        Raises:
+            UserError: if the file became shorter.
+        """
         data, filled, here = np.empty(size, np.uint8), 0, 0
         for chunk in self._decoded(file) if self.text else self._plain(file, at, size):
             skip = max(0, at - here) if self.text else 0
@@ -71,7 +75,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Storage:
-    """``numel`` elements in a file; their place is known once the whole pickle is read."""
+    """``numel`` elements in a file; their place is known once all of the pickle is read."""
 
     dtype: torch.dtype
     numel: int
@@ -116,7 +120,7 @@ class Source(io.FileIO):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.length, self.reads, self.bytes = os.fstat(self.fileno()).st_size, 0, 0
-        self.storages: dict[Span, Storage] = {}  # of files inside this one, each read once
+        self.storages: dict[Span, Storage] = {}  # of nested files, each read once
 
     def count(self, size: int) -> None:
         self.reads, self.bytes = self.reads + 1, self.bytes + size

@@ -1,3 +1,2 @@
-"""Files: atomic writes, digests, locks, checkpoints, Zarr arrays, downloads.  Knows no other
-package but ``errors``.
-"""
+"""Files: atomic writes, digests, locks, checkpoints, Zarr arrays, downloads.  Imports ``errors``
+alone."""

@@ -1,12 +1,12 @@
 """Files that hold weights: models and training states, all safetensors, nothing executable.
 
 A model file holds EMA weights and one metadata key, ``rfpp``: canonical JSON of architecture,
-preconditioning, params, provenance, and the sha256 of it all and the tensors, which every reading
-compares.  No time, host or path is in it, so equal runs give equal bytes, and one file is enough
-to sample.
+preconditioning, params and provenance, and a sha256 of that and of the tensors, which every read
+verifies.  No time, host or path is in it, so equal runs give equal bytes.  One file is enough to
+sample.
 
-A training state is ``state-<step>.safetensors`` with a marker ``state-<step>.json`` that holds
-its sha256 and is written after it: a state exists when its marker does.
+A training state is ``state-<step>.safetensors`` and a marker ``state-<step>.json``, written after
+it, with its sha256: a state exists when its marker does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rfpp_core.errors import Corrupted, UserError, quoted
 from rfpp_core.storage import files
 
 KEY, DIGEST = "rfpp", "sha256"
-# Far beyond any network, yet too little for a hostile file to exhaust time or memory.
+# Far beyond any network, yet too little for a hostile file to do harm.
 LONGEST_HEADER, MOST_TENSORS, MOST_AXES, MOST_VALUES = 1 << 24, 1 << 15, 8, 1 << 20
 
 
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON document to one safetensors file, durably and at once."""
+    """Writes tensors and a JSON document to one safetensors file, atomically and durably."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     meta = metadata_of(plain, metadata)
     files.write_atomic(path, lambda part: save_file(plain, part, metadata=meta))

@@ -1,4 +1,5 @@
-"""Published weight files: found where the params say, in the cache, or downloaded; by digest."""
+"""Published weight files: at a path from the params, in the cache, or downloaded; checked by
+digest."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from rfpp_core.storage import files
 class Published(NamedTuple):
     """A weight file that others publish.
 
-    ``runs``: loading it runs code (TorchScript), so a path from the params does not excuse it from
-    having the published digest, or one that the user vouches for.
+    ``runs``: loading it runs code (TorchScript), so it must have the published digest, or one that
+    the user states, even at a path from the params.
     """
 
-    what: str  # for people: what it is and what needs it
+    what: str  # what it is and what needs it, for messages
     url: str
     sha256: str
     param: str  # the param that takes a path
@@ -25,12 +26,13 @@ class Published(NamedTuple):
 
 
 def fetch(weights: Published, given: str | None, sha256: str | None = None) -> Path:
-    """The path of a weight file, checked by its digest unless it is plain data of the user's.
+    """The path of a weight file.  Its digest is checked, unless it is plain data at a path from
+    the params.
 
     Args:
         weights: which.
-        given: a path from the params; else the cache of torch.hub, filled by download.
-        sha256: a digest the user vouches for, instead of the published one.
+        given: a path from the params; None for the cache of torch.hub, filled by download.
+        sha256: a digest that the user states, instead of the published one.
 
     Raises:
         UserError: naming the file, where it comes from, and the param that takes a path.
@@ -63,6 +65,6 @@ def _download(url: str, path: Path, sha256: str, hint: str) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), sha256, progress=False)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = quoted((str(error).splitlines() or [type(error).__name__])[0])
         raise UserError(f"{path.name} is not in {path.parent} and cannot be downloaded: {reason} "
                         f"({hint})") from None  # fmt: skip

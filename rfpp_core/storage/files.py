@@ -1,4 +1,4 @@
-"""Durable files, complete or not there, also after a power cut; digests; locks."""
+"""Atomic and durable files, also after a power cut; digests; locks."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def link(source: Path, target: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Renames a file over another, whose directory is made if need be."""
+    """Renames a file over another; makes its directory if needed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(source, target)
     sync(target.parent)
 
 
 def replace_tree(building: Path, target: Path) -> None:
-    """Renames a finished directory to ``target``, moving away what is there."""
+    """Renames a finished directory to ``target``; what is there before is removed."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -54,10 +54,10 @@ def replace_tree(building: Path, target: Path) -> None:
 
 
 def make_writable(path: Path) -> None:
-    """Makes a damaged file writable.
+    """Makes a corrupted file writable.
 
-    DVC takes a read-only file for the one it linked from its cache, and would link the damaged one
-    again; it looks into a writable one.
+    DVC trusts a read-only file as one that it linked from its cache, and would link the corrupted
+    one again; of a writable one it computes the digest.
     """
     if path.is_file():
         path.chmod(path.stat().st_mode | 0o200)
@@ -107,7 +107,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Links (else copies) a finished file into place by a rename; the source stays."""
+    """Links (or copies) a finished file and renames the link into place; the source stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}.*.partial"):
         left.unlink(missing_ok=True)
@@ -118,8 +118,8 @@ def publish(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(path: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds an flock, which the kernel frees however its holder dies; waits for a busy one, and
-    says so."""
+    """Holds an flock, which the kernel releases however its holder ends; says so if it has to
+    wait."""
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +135,7 @@ def locked(path: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def unless_busy(path: Path) -> Iterator[bool]:
-    """Whether an flock could be had at once; if so it is held."""
+    """Whether an flock was free; if so, holds it."""
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,12 +16,12 @@ def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Loads what :func:`tensors_of` gave."""
+    """Loads what :func:`tensors_of` returned."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, t in under("optimizer.", tensors).items():
         i, slot = name.split(".")
-        # fused Adam walks memory: its moments must have the layout of their parameter
+        # fused Adam goes by memory: moments must have the memory layout of their parameter
         same = t.shape == params[int(i)].shape
         slots.setdefault(int(i), {})[slot] = (
             torch.empty_like(params[int(i)]).copy_(t) if same else t
@@ -31,5 +31,5 @@ def load(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> Non
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """The tensors whose names begin with a prefix, under their names without it."""
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -22,7 +22,7 @@ from rfpp_core.errors import Corrupted, UserError, quoted
 
 MOST, LARGEST = 10**6, 2**30  # shards of an array; bytes of one, and of its noise in float32
 
-zarr.config.set({"array.write_empty_chunks": True})  # of the process: no file records it
+zarr.config.set({"array.write_empty_chunks": True})  # of this process: no file records it
 
 
 def create_array(
@@ -93,7 +93,7 @@ def check_array(
 
 
 def check_shard(tail: tuple[int, ...], shard: int) -> None:
-    """Refuses shards too large to be held by every worker.
+    """Refuses shards that are too large for the memory of a worker.
 
     Raises:
         UserError: naming the largest.

@@ -1,8 +1,8 @@
-"""Perceptual distances of images, for losses: LPIPS, and its like in a classifier of the labels.
+"""Perceptual distances of images, for losses: LPIPS, and the same in a classifier of the labels.
 
 Both compare unit-normalised features layer by layer: squared differences, weighted over channels,
-averaged over pixels, summed over layers (Zhang et al., arXiv 1801.03924).  The RF++ runs took
-LPIPS with VGG16's max-pools replaced by average pools and both images resized to 224x224.
+averaged over pixels, summed over layers (Zhang et al., arXiv 1801.03924).  The RF++ runs use LPIPS
+with VGG16's max pools replaced by average pools, and both images resized to 224x224.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Perceptual(nn.Module):
     """A frozen distance: (x_hat (B, C, H, W), x of the same shape) in [-1, 1] -> (B,).
 
     Features of the target x carry no gradient, and everything is computed in float32.  With
-    ``chunk`` images at a time, the gradient of each chunk is taken in the forward pass, and
-    nothing of the net is kept for the backward pass.
+    ``chunk`` images at a time, the gradient of each chunk is computed in the forward pass, and
+    no activation of the net is stored for the backward pass.
     """
 
     chunk = 0
@@ -67,8 +67,8 @@ class Perceptual(nn.Module):
 
 
 class _InChunks(torch.autograd.Function):
-    """The same distance.  That of an image depends on its pair alone, so the gradient of their
-    sum holds each image's own; it is all that the backward pass needs, one image an image."""
+    """The same distance.  That of an image depends on its own target alone, so the gradient of
+    the sum holds each image's own; the backward pass needs no more than that, one image each."""
 
     @staticmethod
     def forward(ctx: Any, x_hat: Tensor, x: Tensor, net: Perceptual) -> Tensor:
@@ -137,7 +137,8 @@ class LPIPS(Perceptual):
 
 
 class LabelNet(Perceptual):
-    """A net of the user's labels: three stages of two 3x3 convolutions, halved between."""
+    """A classifier of the user's labels: three stages of two 3x3 convolutions, images halved in
+    between."""
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int] = (32, 64, 96)) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class LabelNet(Perceptual):
 
 
 class Logits(nn.Module):
-    """A :class:`LabelNet` seen as a classifier: (B, C, H, W) -> (B, classes)."""
+    """The classifier of a :class:`LabelNet`: (B, C, H, W) -> (B, classes)."""
 
     def __init__(self, net: LabelNet) -> None:
         super().__init__()
@@ -186,7 +187,11 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _load_trunk(trunk: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies the convolutions; a file of VGG16 holds classifier layers besides."""
+    """Copies the convolutions; a file of VGG16 also holds classifier layers.
+
+    Raises:
+        UserError: naming the first tensor that is missing or of another shape.
+    """
     for name, own in trunk.state_dict().items():
         given = f"features.{name.partition('.')[2]}"
         if given not in weights:

@@ -100,7 +100,7 @@ MALICIOUS = {
         "a state for something",
     ),
     "a call of text": (lambda c: b"\x80\x02" + text("os.system") + text("id") + b"\x85R.",
-                       "damaged"),
+                       "corrupted or not a checkpoint"),
     "an ordered dict of arguments": (
         lambda c: b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "collections.OrderedDict of",
     ),
@@ -135,7 +135,7 @@ def malicious_state_dict(make, message, zipped):
             evil = {"weight": torch.ones(3), "evil": make(path.with_name("canary"))}
             torch.save(evil, path, _use_new_zipfile_serialization=zipped)
 
-    return Case(write, f"{message}: only tensors are read")
+    return Case(write, f"{message}, which is refused: only tensors are read")
 
 
 STATE_DICTS = {
@@ -175,7 +175,9 @@ STORAGES = {
     "memory": storage(lambda p: storage_head(Call(bytearray, 1 << 40)), "__builtin__.bytearray"),
     "a long shell": storage(lambda p: storage_head(Call(os.system, "#" * 9000)), SYSTEM),
     "a long text": storage(lambda p: storage_head("#" * 9000), "cut short"),
-    "a list": storage(lambda p: storage_head([]) + pickle.dumps([], 2), "a storage that is none"),
+    "a list": storage(
+        lambda p: storage_head([]) + pickle.dumps([], 2), "something else than a storage"
+    ),
     "a size": storage(lambda p: storage_head(torch.Size([1]))),
     "an archive": storage(evil_archive, "an archive in a storage"),
     "nothing": storage(lambda p: b""),

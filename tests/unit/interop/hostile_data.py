@@ -170,11 +170,11 @@ def arrays(path):
 
 
 ARCHIVES = {
-    "text": Case(another_archive, "damaged or no checkpoint"),
-    "NumPy's arrays": Case(arrays, "damaged or no checkpoint"),
+    "text": Case(another_archive, "corrupted or not a checkpoint"),
+    "NumPy's arrays": Case(arrays, "corrupted or not a checkpoint"),
     "TorchScript": Case(
         lambda path: torch.jit.save(torch.jit.script(nn.Linear(1, 1)), str(path)),
-        "damaged or no checkpoint",
+        "corrupted or not a checkpoint",
     ),
 }
 

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_said(official, tmp_path):
         convert(paths, out)
     first = next(states(1))[0]
     paths, *_ = official(change=lambda i, data: first if i == 7 else data)
-    with pytest.raises(UserError, match="holds 1 noises twice"):
+    with pytest.raises(UserError, match="holds 1 noise samples twice"):
         convert(paths, out)
     assert not out.exists()
     paths, *_ = official()

@@ -236,7 +236,7 @@ def test_an_archive_of_odd_entries_is_refused(tmp_path):
     refused(tmp_path / "small.pth", "compressed")
     for name, content, message in [
         ("net/byteorder", b"big", "byte order"),
-        ("net/data/0", b"1234", "a storage of unknown make"),
+        ("net/data/0", b"1234", "a storage of an unknown kind"),
         ("net/data.pkl", b"\x80\x02}q\0", "cut short"),
     ]:
         with zipfile.ZipFile(tmp_path / "odd.pth", "w") as odd:

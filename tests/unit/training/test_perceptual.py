@@ -104,7 +104,7 @@ def test_weights_are_read_as_data(tmp_path, published):
     torch.save({**trunk, "features.0.bias": torch.zeros(3)}, path)
     refused(r"vgg\.pth is not torchvision's VGG16: features\.0\.bias is \(3,\), not \(64,\)$")
     path.write_bytes(b"x")
-    refused(r"vgg\.pth is not torchvision's VGG16: is damaged or no checkpoint")
+    refused(r"vgg\.pth is not torchvision's VGG16: is corrupted or not a checkpoint")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/data.pkl", DEEP_KEY)
     refused(r"vgg\.pth is not torchvision's VGG16: .* unhashable")
