@@ -130,9 +130,10 @@ def code_now(document: Mapping[str, Any]) -> dict[str, str]:
         couplings = [part["coupling"] for part in document["data"]]
         # log_every is no part of an identity; 1 fits any number of steps
         recipe = Recipe.model_validate({**document["training"], "log_every": 1})
+        architecture = build.architecture_of(document["architecture"])
     except (KeyError, TypeError, ValidationError):
         raise UserError("it was made by an earlier version of this project") from None
-    return code_of(recipe, build.architecture_of(document["architecture"]), couplings)
+    return code_of(recipe, architecture, couplings)
 
 
 def metadata_of(job: Job, curve: str, adopted: Sequence[Any]) -> dict[str, Any]:

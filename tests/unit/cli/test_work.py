@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,54 @@ def test_work_in_use_is_kept_and_named(staged):
 def test_only_trainings_and_pairs_are_adopted(staged):
     with pytest.raises(UserError, match="only trainings and pairs can be adopted"):
         work.adopt(staged[0].name)
+
+
+BROKEN = ["", "{", "[]", "null", "5", "\xff", "[" * 10**5, '{"shard": "x"}', '{"training": 1}',
+          '{"training": {}, "code": 1}', '{"training": {}, "code": {}, "data": []}']  # fmt: skip
+
+
+@pytest.fixture
+def broken(staged):
+    """An entry whose identity cannot be read, and one that was a file."""
+    path = staged[0].with_name("0" * 16)
+    path.mkdir()
+    (path / "identity.json").write_bytes(b"{")
+    (staged[0].with_name("1" * 16) / "identity.json").mkdir(parents=True)
+    return path
+
+
+def test_a_broken_entry_is_named_and_skipped(staged, broken, rfpp):
+    done = rfpp("work", "list", cwd=Path.cwd())
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        f"{path.parent.name}/{path.name}" for path in staged
+    ]
+    [line, other] = done.stderr.splitlines()
+    assert line.startswith(
+        f"rfpp: pairs/{broken.name} is skipped: its identity.json cannot be read"
+    )
+    assert "`rfpp work clean pairs/0000000000000000` removes it" in line
+    assert other.startswith("rfpp: pairs/1111111111111111 is skipped")
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_no_identity_is_a_traceback(staged, broken, rfpp, text):
+    (broken / "identity.json").write_bytes(text.encode("latin-1"))
+    (broken / "flow-x.safetensors").touch()
+    (broken / "state-x.json").touch()
+    name = f"pairs/{broken.name}"
+    assert rfpp("work", "list", cwd=Path.cwd()).returncode == 0
+    done = rfpp("work", "adopt", name, cwd=Path.cwd())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert name in done.stderr
+    done = rfpp("work", "adopt", staged[0].name, cwd=Path.cwd())  # beside it
+    assert "only trainings and pairs can be adopted" in done.stderr
+    assert rfpp("work", "clean", name, cwd=Path.cwd()).stdout == f"removed {name}\n"
+
+
+def test_what_vanishes_while_it_is_listed_is_no_error(staged, rfpp, monkeypatch):
+    """As the temporary files of a running stage do."""
+    (staged[0] / "gone").symlink_to("nowhere")
+    monkeypatch.setattr(work, "_files", lambda path: [path / "gone"])
+    done = rfpp("work", "list", cwd=Path.cwd())
+    assert (done.returncode, done.stderr) == (0, "")
