@@ -57,7 +57,7 @@ def times(config: Params, runs: Sequence[Run]) -> Table | None:
     found = took(config, runs)
     if not found:
         return None
-    several = len({one.machine for one in found}) > 1
+    several = len(_distinct(found)) > 1
     rows = []
     for one in found:
         note = f"in {plural(one.runs, 'run')}" if one.runs > 1 else ""
@@ -79,8 +79,16 @@ def times(config: Params, runs: Sequence[Run]) -> Table | None:
 
 def machines(config: Params, runs: Sequence[Run]) -> str:
     """The machines of the recorded stages; this one where none was recorded."""
-    known = dict.fromkeys(one.machine for one in took(config, runs) if "torch" in one.machine)
-    return "; ".join(known) or f"{stage_log.machine()} (where this report was written)"
+    return (
+        "; ".join(_distinct(took(config, runs)))
+        or f"{stage_log.machine()} (where this report was written)"
+    )
+
+
+def _distinct(found: Sequence[Took]) -> list[str]:
+    """Machines, but those of which another says more: a stage that used no GPU, or no torch."""
+    every = dict.fromkeys(one.machine for one in found)
+    return [one for one in every if not any(one in other for other in every if other != one)]
 
 
 def revision() -> str:

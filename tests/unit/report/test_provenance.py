@@ -69,6 +69,14 @@ def test_machines_are_named_a_stage_where_they_differ(config):
     assert provenance.machines(config, []).startswith(stage_log.machine())
 
 
+def test_stages_that_used_less_of_a_machine_are_of_the_same(config):
+    runs = [ran("source", "", 1, machine="CPU C, 16 cores"),
+            ran("train", "flow1", 2, machine=THERE),
+            ran("generate", "pairs2", 2, machine="CPU C, 16 cores, torch 2")]  # fmt: skip
+    assert provenance.machines(config, runs) == THERE
+    assert "machine" not in provenance.times(config, runs).head
+
+
 def test_the_revision_says_what_differs_from_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
