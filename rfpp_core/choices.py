@@ -1,8 +1,8 @@
 """Tables of alternatives: what the value of a param stands for.
 
-A table annotated ``Choices[...]`` is special to identities (``pipeline.work.identity``): a result
-depends on the entries that its params name, and on no others, so a new row changes nothing that
-does not use it.
+Identities treat a table annotated ``Choices[...]`` as special (``pipeline.work.identity``): a
+result depends on the entries that its params name and on no others, so a new entry changes no
+result that does not use it.
 """
 
 from __future__ import annotations

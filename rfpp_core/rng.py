@@ -1,15 +1,15 @@
-"""Counted randomness: every draw is a pure function of (seed, purpose, index).
+"""Counter-based random numbers: every draw is a function of (seed, purpose, index).
 
     words(i) = Philox4x32-10(counter = (i << 20) + block, key = seed)            (64-bit counter)
     noise(i) = Box-Muller of the words in float64, rounded to float32
 
-The float part uses only frexp, +, -, *, /, sqrt, floor and where, each correctly rounded, so
-the same (seed, i) gives the same bits on any CPU and any build of torch; the libraries' own log
-and cos differ in the last bit between processors.  Philox: Salmon et al., "Parallel random
+Box-Muller is made of frexp, +, -, *, /, sqrt, floor and where alone, each correctly rounded, so
+the same (seed, i) gives the same bits on any CPU and with any build of torch; the log and cos of
+libraries differ in the last bit between processors.  Philox: Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011.
 
-Pair noise uses the user's seed as the key itself, so that a store can name it; every other
-purpose uses the key ``sha256("seed:purpose")``.  Labels use block 2^19 of a pair's counter, which
+The noise of pairs has the user's seed as its key, so that a store can name it; every other
+purpose has the key ``sha256("seed:purpose")``.  Labels take block 2^19 of a pair's counter, which
 noise (at most 2^19 blocks, two million values) never reaches.
 """
 
@@ -39,16 +39,20 @@ def philox(counter: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns four int64 tensors of the same shape with values in [0, 2^32).
     """
     return philox4x32(
-        (counter & _MASK, (counter >> 32) & _MASK, torch.zeros_like(counter),
-         torch.zeros_like(counter)),
+        (
+            counter & _MASK,
+            (counter >> 32) & _MASK,
+            torch.zeros_like(counter),
+            torch.zeros_like(counter),
+        ),
         (key & _MASK, (key >> 32) & _MASK),
-    )  # fmt: skip
+    )
 
 
 def philox4x32(
     c: tuple[Tensor, Tensor, Tensor, Tensor], k: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox on four 32-bit words held in int64 tensors."""
+    """Ten rounds of Philox on four 32-bit words, each in an int64 tensor, with a key of two."""
     c0, c1, c2, c3 = c
     k0, k1 = k
     for _ in range(10):
@@ -105,7 +109,7 @@ def labels(key: int, index: Tensor, classes: int) -> Tensor:
 
 
 def permutation(key: int, epoch: int, n: int) -> Tensor:
-    """A permutation of range(n), int64 (n,), from ranks of 64-bit random integers."""
+    """A permutation of range(n), int64 (n,): the order of n random integers of 63 bits."""
     blocks = torch.arange(n, dtype=torch.int64) + (epoch << 32)
     w0, w1, _, _ = philox(blocks, key)
     return torch.argsort((w0 << 31) ^ w1, stable=True)
@@ -121,7 +125,14 @@ class StepRNG:
     """The random numbers of one training step, for the samples [start, stop) of the batch.
 
     A draw depends on (seed, purpose, step, position in the global batch) alone, so neither a
-    restart nor the number of processes can change it.
+    restart nor the number of processes changes it.
+
+    Attributes:
+        seed: of the training.
+        step: number of the update, from 0.
+        batch: size of the global batch.
+        start, stop: samples of the global batch that this process draws for; all by default.
+        device: where the numbers are drawn.
     """
 
     seed: int
@@ -133,6 +144,7 @@ class StepRNG:
 
     @property
     def index(self) -> Tensor:
+        """The counter of each sample, int64 (stop - start,)."""
         stop = self.batch if self.stop is None else self.stop
         position = torch.arange(self.start, stop, dtype=torch.int64, device=self.device)
         return position + self.step * self.batch
@@ -142,8 +154,8 @@ class StepRNG:
         return uniform(subkey(self.seed, purpose), self.index)
 
     def antithetic(self, purpose: str) -> Tensor:
-        """Like :meth:`uniform`, but about half of the batch has its mirror image 1 - u in it:
-        ``batch`` of the 2 ``batch`` values {u, 1 - u}, in random order."""
+        """Like :meth:`uniform`, but about half of the values have their mirror image 1 - u in the
+        batch: they are ``batch`` of the 2 ``batch`` values {u, 1 - u}, in random order."""
         key = subkey(self.seed, f"{purpose} order")
         stop = self.batch if self.stop is None else self.stop
         slot = permutation(key, self.step, 2 * self.batch)[self.start : stop].to(self.device)

@@ -1,4 +1,4 @@
 """Evaluation: feature nets, distances between sets of images, properties of a flow.
 
-May import ``sampling``, ``images`` and what lies below.
+May import ``sampling``, ``images`` and the packages below them.
 """

@@ -1,9 +1,9 @@
 """A classifier of the labels as feature net: uint8 images -> features for a Frechet distance.
 
-The network (docs/concepts/metrics.md): conv 3x3 C->32, conv 3x3 32->64, then 2x2 average pool and
-conv 3x3 64->64 until at most 4 pixels a side are left, mean over 4 quadrants, linear 256->64 (the
-features), linear to the labels; ReLU after each but the last.  It is trained once on the training
-split, with shifts of a pixel.
+The network (docs/concepts/metrics.md): convolutions 3x3 from C to 32 and from 32 to 64 channels;
+2x2 average pooling and a convolution from 64 to 64, until sides have at most 4 pixels; the mean of
+each quadrant; linear from 256 to 64, the features; linear to the labels.  All but the last have a
+ReLU.  It is trained once, on the training split shifted by up to a pixel.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def new_classifier(channels: int, classes: int, side: int, seed: int) -> Classif
 
 
 class ClassifierTraining:
-    """A classifier's weights, optimiser and rate, and the number of updates: all of its state."""
+    """All of a training's state: weights, optimiser, learning rate, and the number of updates."""
 
     def __init__(self, net: nn.Module, steps: int, lr: float) -> None:
         self.net, self.steps, self.step = net, steps, 0
@@ -72,7 +72,7 @@ class ClassifierTraining:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but counters, by name."""
+        """Everything but the counters, by name."""
         weights = {f"net.{name}": t for name, t in self.net.state_dict().items()}
         return weights | optimizer.tensors_of(self.optimizer)
 
@@ -82,7 +82,7 @@ class ClassifierTraining:
         return {"step": self.step, "rates": rates, "schedule": self.schedule.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Resumes a state saved by :meth:`tensors` and :meth:`about`."""
+        """Resumes from what :meth:`tensors` and :meth:`metadata` gave."""
         self.net.load_state_dict(optimizer.under("net.", tensors))
         optimizer.load(self.optimizer, tensors)
         self.schedule.load_state_dict(metadata["schedule"])
@@ -94,7 +94,13 @@ class ClassifierTraining:
 def train_classifier(
     state: ClassifierTraining, train: Images, batch: int, seed: int
 ) -> Iterator[int]:
-    """Trains a net of logits in place with Adam, a cosine rate and shifts of up to one pixel.
+    """Trains a classifier in place by Adam with a cosine learning rate, on shifted images.
+
+    Args:
+        state: where to start or resume.
+        train: uint8 images and labels of the training split.
+        batch: images of an update, at most all of them.
+        seed: of order and shifts.
 
     Yields:
         The number of updates after each; the state may be saved then.
@@ -118,7 +124,10 @@ def train_classifier(
 
 
 def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
-    """Images moved by -1, 0 or 1 pixel each way, as drawn by u and w in (0, 1); edges repeat."""
+    """Images (B, C, H, W) moved by -1, 0 or 1 pixel along each side; edges repeat.
+
+    u and w (B,), uniform in (0, 1), say by how much: rows by u, columns by w.
+    """
     n, (h, wide) = len(x), x.shape[2:]
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     rows = (u * 3).long()[:, None] + torch.arange(h)
@@ -129,7 +138,7 @@ def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(net: nn.Module, data: Images) -> float:
-    """Share of labels the classifier gets right."""
+    """Share in [0, 1] of labels that the classifier gets right."""
     images = torch.from_numpy(data.images)
     parts = torch.split(images, part_of(images.shape[2:]))
     guess = torch.cat([net(to_float(part)).argmax(1) for part in parts])

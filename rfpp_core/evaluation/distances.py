@@ -1,8 +1,8 @@
 """Distances between sets of images, by their features.
 
-Features are float arrays (N, D) of whichever extractor; a Frechet distance is called FID only
-with Inception features.  The Frechet distance is computed in float64 from eigenvalues:
-``tr sqrt(S1 S2)`` is the sum of square roots of the eigenvalues of the product.
+Features are float arrays (N, D) of any feature net; a Frechet distance is called FID only with
+Inception features.  It is computed in float64 from eigenvalues: ``tr sqrt(S1 S2)`` is the sum of
+the square roots of those of ``S1 S2``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 Features = NDArray[np.float64]
-DISTANCES = {  # what a Frechet distance is called by feature net: FID is Inception's alone
+DISTANCES = {  # name of the Frechet distance by feature net
     "classifier": "fd_classifier",
     "inception": "fid",
     "inception_clean": "fid_clean",
@@ -24,8 +24,8 @@ DISTANCES = {  # what a Frechet distance is called by feature net: FID is Incept
 
 
 def columns(net: str) -> tuple[str, str, str, str, str]:
-    """What is measured with a feature net: the distance to the training split and to the held-out
-    split, KID, precision, recall."""
+    """The metrics of a feature net: the Frechet distances to the training split and to the
+    held-out split, KID, precision, recall."""
     distance = DISTANCES[net]
     return (distance, f"{distance}_held_out", f"kid_{net}", f"precision_{net}", f"recall_{net}")
 
@@ -72,11 +72,11 @@ def _kernel_trace(a: Features) -> float:
 
 def _kernel(product: Features, d: int) -> Features:
     x = product / d + 1
-    return x * x * x  # NumPy's ** 3 takes ten times as long
+    return x * x * x  # ** 3 takes NumPy ten times as long
 
 
 class Standardizer(NamedTuple):
-    """Mean and deviation (D,) of the training set's features."""
+    """Scales features (N, D) by the mean and standard deviation (D,) of the training split's."""
 
     mean: Features
     std: Features
@@ -87,7 +87,7 @@ class Standardizer(NamedTuple):
 
 
 def standardizer(features: Features) -> Standardizer:
-    """Of features (N, D); a constant feature is left as it is."""
+    """The standardizer of features (N, D); a constant feature is only centred."""
     std = features.std(0)
     return Standardizer(features.mean(0), np.where(std > 0, std, 1.0))
 
@@ -95,8 +95,9 @@ def standardizer(features: Features) -> Standardizer:
 def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991).
 
-    Precision is the share of fakes inside the real manifold (balls to the k-th neighbour), recall
-    the share of reals inside the fake one: mode collapse keeps precision and loses recall.
+    Precision is the share of generated images inside the real manifold, the union of balls that
+    reach from each real image to its k-th neighbour; recall is the same with the roles swapped.
+    Mode collapse lowers recall and not precision.
     """
     return _share_inside(real, fake, neighbours), _share_inside(fake, real, neighbours)
 

@@ -1,4 +1,4 @@
-"""Features of uint8 images, in parts of bounded memory, by whatever feature net."""
+"""Features of uint8 images by any feature net, in parts of bounded memory."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.
 
 
 def part_of(sides: tuple[int, ...]) -> int:
-    """Images of these sides in one part: 1,000 of 8x8, and fewer of larger ones."""
+    """How many images of these sides are a part: 1,000 of 8x8, and fewer of larger ones."""
     return max(20, 64_000 // math.prod(sides))

@@ -1,4 +1,4 @@
-"""Properties of a flow itself: how straight its paths are, and what its inverse does."""
+"""Properties of a flow: how straight its paths are, and how well it inverts images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ STRAIGHTNESS_STEPS, STRAIGHTNESS_BATCH = 100, 100
 
 @torch.inference_mode()
 def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> float:
-    """Mean over elements and 100 uniform Euler steps of ``(velocity - chord)^2``.
+    """Mean over elements and 100 uniform Euler steps of ``(velocity - chord)^2``, 0 if straight.
 
-    The chord is ``z - x`` of the path's own ends (Liu et al., arXiv 2209.03003); 0 for a straight
-    flow.  The grid is fine whatever NFE is sold: at one step the measure is identically zero.
-    Paths begin at t = ``start`` from ``start z``.
+    The chord is ``z - x`` of a path's own ends (Liu et al., arXiv 2209.03003).  The grid is fine
+    whatever NFE the flow is used with: in one step the measure is zero by definition.
+
+    Args:
+        field: the velocity field.
+        z: noise (B, *).
+        y: labels (B,) or None.
+        start: first time of the flow, where a path starts from ``start z``.
     """
     grid = torch.linspace(start, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
     total = 0.0
@@ -36,20 +41,29 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float 
 
 
 class Inversion(NamedTuple):
-    """Real images sent to noise and back, and how far their noise is from the prior's.
+    """How well real images are inverted, and how far their noise is from standard normal.
 
-    ``norm2`` is the mean over images of ``||z||^2 / d`` (1 for the prior) and ``norm2_std`` its
-    deviation (``sqrt(2 / d)``), ``correlation`` that of horizontal and vertical neighbours (0).
+    Attributes:
+        round_trip: mean square error of image -> noise -> image.
+        norm2: mean over images of ``||z||^2 / d``; 1 for standard normal noise.
+        norm2_std: its standard deviation over images; ``sqrt(2 / d)`` for such noise.
+        correlation: of horizontal and vertical neighbours in z; 0 for such noise.
     """
 
-    round_trip: float  # mean square error of image -> noise -> image
+    round_trip: float
     norm2: float
     norm2_std: float
     correlation: float
 
 
 def inversion(x: Tensor, z: Tensor, back: Tensor) -> Inversion:
-    """Of images (B, C, H, W), their noises and the images those decode to (RF++, fig. 5)."""
+    """Compares images, their noise, and the images decoded from it (RF++, fig. 5).
+
+    Args:
+        x: images (B, C, H, W) in [-1, 1].
+        z: their noise, of the same shape.
+        back: the images that the noise decodes to.
+    """
     z = z.double()
     norm2 = z.flatten(1).square().mean(1)
     across, down = z[..., :-1] * z[..., 1:], z[..., :-1, :] * z[..., 1:, :]

@@ -1,7 +1,7 @@
 """The Inception network of FID, through clean-fid (Parmar et al., arXiv 2104.11222).
 
-clean-fid's file is TorchScript, so loading it runs it: it is loaded only when its sha256 is the
-published one, or one that the user states in the params.
+clean-fid's file is TorchScript, and loading it runs code: it is loaded only if its sha256 is the
+published one, or one that the params state.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ def load(
 
     Args:
         given: path of the file, or None for torch.hub's cache, filled by download.
-        sha256: digest the user vouches for, or None for the published file's.
+        sha256: digest that the params state, or None for the published file's.
         clean: clean-fid's ``clean`` resizing (antialiased, bicubic), else ``legacy_tensorflow``,
             which published FIDs use (bilinear, inside the network).
         device: where it runs.
 
     Raises:
-        UserError: if the file cannot be had, has another digest, or does not load.
+        UserError: if the file is missing and cannot be downloaded, has another digest, or does
+            not load.
     """
     path = fetch(WEIGHTS, given, sha256)
     net = _network(path, clean, device)

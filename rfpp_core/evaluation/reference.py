@@ -1,7 +1,7 @@
-"""Real images as the metrics see them, and what sample sets are compared with.
+"""Features of real images, which sample sets are compared with.
 
-Every table has two real rows at the same n as its samples: a bootstrap of the training split (the
-floor, which no generator can be expected to pass) and the held-out split.
+Every table has two rows of real images, as many as there are samples: a bootstrap of the training
+split (the floor, below which no generator is expected) and one of the held-out split.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rfpp_core.evaluation import distances
 from rfpp_core.rng import subkey, uniform
 
 Array = NDArray[np.float32]
-ROWS = ("floor", "held_out_row")  # the two real rows of a table
-MOST = 10_000  # images of a set that KID, precision and recall look at: their cost is its square
+ROWS = ("floor", "held_out_row")  # the two rows of real images in a table
+MOST = 10_000  # images of a set for KID, precision and recall, whose cost is the square of it
 
 
 class Real(NamedTuple):
-    """Real images in one feature net: features (N, D) of both splits and their moments."""
+    """Real images by one feature net: features (N, D) of both splits, and their moments."""
 
     train: Array
     held_out: Array
@@ -34,8 +34,16 @@ def real_of(train: Array, held_out: Array) -> Real:
 
 
 def compare(real: Real, fake: Array, neighbours: int) -> tuple[float, float, float, float, float]:
-    """Frechet distances to the training and to the held-out split; to the training split also KID
-    on standardised features, precision and recall (of at most 10,000 images a set)."""
+    """Metrics of a sample set, in the order of ``distances.columns``.
+
+    KID (on standardised features), precision and recall are to the training split, and of at most
+    10,000 images of each set.
+
+    Args:
+        real: features of real images.
+        fake: features (N, D) of the samples.
+        neighbours: k of precision and recall.
+    """
     of_fake = distances.gaussian(fake)
     fd, fd_held_out = (distances.frechet(of_fake, to) for to in real.moments)
     train, fakes = (_spread(rows).astype(np.float64) for rows in (real.train, fake))
@@ -50,8 +58,9 @@ def real_rows(
     """Metrics of real images, (seeds, 5) for each of ``ROWS``.
 
     Frechet distances are those of bootstraps of n images.  A bootstrap repeats images, which
-    distorts KID and makes neighbours of copies, so the held-out set's KID, precision and recall
-    are those of its distinct images; the training set against itself has none.
+    distorts KID and makes copies each other's neighbours; so KID, precision and recall of the
+    held-out split are those of its distinct images, and the training split against itself has
+    none (NaN).
 
     Args:
         real: features of both splits.
@@ -74,7 +83,7 @@ def real_rows(
 
 
 def _spread(rows: Array) -> Array:
-    """At most 10,000 rows, evenly."""
+    """At most 10,000 rows, evenly spread."""
     if len(rows) <= MOST:
         return rows
     some: Array = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]

@@ -85,8 +85,11 @@ class PairStore:
             spec = TypeAdapter(PairSpec).validate_python(group.attrs.asdict().get("rfpp"))
         except ValidationError:
             raise UserError(f"{path} is not a pair store of this version") from None
-        fixed = {f.name: f.default for f in fields(PairSpec)
-                 if f.default is not MISSING and f.name not in FREE}  # fmt: skip
+        fixed = {
+            f.name: f.default
+            for f in fields(PairSpec)
+            if f.default is not MISSING and f.name not in FREE
+        }
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
         n = [check_array(path, group, name, *layout) for name, layout in spec.arrays.items()]
@@ -220,8 +223,9 @@ class PairStore:
     def read_all(self, buffers: Buffers = MEMORY) -> Pairs:
         """Every pair, each shard checked against its marker; in memory or in files, as
         ``buffers`` says."""
-        layout = {name: ((self.n, *tail), dtype)
-                  for name, (tail, dtype, *_) in self.spec.arrays.items()}  # fmt: skip
+        layout = {
+            name: ((self.n, *tail), dtype) for name, (tail, dtype, *_) in self.spec.arrays.items()
+        }
         arrays, empty = buffers.arrays(layout)
         if empty:
             for k, pairs in self.each_shard():
@@ -309,8 +313,10 @@ class PairStore:
     def shard_files(self, shard: int) -> tuple[Path, ...]:
         """The files in which Zarr stores a shard: images, labels, and noise if it is stored."""
         zeros = "/0" * len(self.spec.shape)
-        return tuple(self.path / f"{name}/c/{shard}{'' if name == 'labels' else zeros}"
-                     for name in self._names)  # fmt: skip
+        return tuple(
+            self.path / f"{name}/c/{shard}{'' if name == 'labels' else zeros}"
+            for name in self._names
+        )
 
     def _marker_path(self, shard: int) -> Path:
         return self.path / "commits" / f"{shard:06d}.json"

@@ -23,8 +23,9 @@ def verify(store: PairStore) -> list[str]:
         if any(repeated):
             wrong.append(f"shard {k} repeats noise")
     if noise.values and not noise.normal:
-        wrong.append(f"noise has mean {noise.mean:.4f} and standard deviation {noise.std:.4f}, "
-                     f"not 0 and 1")  # fmt: skip
+        wrong.append(
+            f"noise has mean {noise.mean:.4f} and standard deviation {noise.std:.4f}, not 0 and 1"
+        )
     return wrong
 
 

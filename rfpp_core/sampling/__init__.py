@@ -1,1 +1,4 @@
-"""Sampling: solvers, grids, samplers, and a trained flow.  May import ``model`` and ``rng``."""
+"""Sampling: solvers, time grids, samplers, and a trained flow.
+
+May import ``model`` and ``rng``.
+"""

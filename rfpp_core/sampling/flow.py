@@ -1,7 +1,8 @@
-"""A trained flow: images from noise, noise from images, from one model file.
+"""A trained flow, loaded from one model file: images from noise, and noise from images.
 
-Image i of a seed is a function of (flow, sampler, seed, i) and of which others share its
-micro-batch; micro-batches are aligned with the index, so threads and workers change nothing.
+Image i of a seed is a function of (flow, sampler, seed, i) and, in its last bits, of the images
+that share its micro-batch.  Micro-batches are aligned with the index, so the number of threads or
+workers changes nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
 from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
 
 MICRO_BATCH = 250
-MOST, MOST_NFE = 1 << 24, 100_000  # images at a time, evaluations an image
-FEW = 8  # evaluations up to which Euler draws better than Heun
+MOST, MOST_NFE = 1 << 24, 100_000  # images of a call, evaluations an image
+FEW = 8  # NFE up to which Euler's images are better than Heun's
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A trained field with what is needed to sample from it.
+    """A trained velocity field with what is needed to sample from it.
 
-    ``shape`` is (C, H, W); ``classes`` is 0 for an unconditional flow; ``metadata`` that
-    of its file; ``digest`` the sha256 of weights and architecture.
+    Attributes:
+        field: the network with its preconditioning.
+        shape: of an image, (C, H, W).
+        classes: number of labels, 0 for an unconditional flow.
+        digest: sha256 of weights and architecture.
+        metadata: of its model file.
     """
 
     field: nn.Module
@@ -45,7 +50,7 @@ class Flow:
 
     @property
     def start(self) -> float:
-        """The first time: 1, but an imported EDM knows none above 80/81."""
+        """The first time: 1, or 80/81 for an imported EDM."""
         return float(self.metadata.get("start", 1.0))
 
     def sample(
@@ -56,27 +61,33 @@ class Flow:
         labels: Sequence[int] | None = None,
         sampler: SamplerConfig | None = None,
     ) -> Tensor:
-        """Draws n images, float32 (n, C, H, W) on the CPU, about in [-1, 1].
+        """Draws n images, float32 (n, C, H, W) on the CPU, approximately in [-1, 1].
 
         Args:
             n: how many.
-            nfe: network evaluations an image; Euler up to 8, Heun beyond, unless ``sampler`` says.
-            seed: images of one seed share their noise across flows and NFE.
-            labels: one label for all or one each; drawn uniformly if the flow is conditional.
-            sampler: solver, grid and guidance.
+            nfe: network evaluations an image, by Euler up to 8 and Heun beyond; not used with
+                ``sampler``.
+            seed: of the noise, which is the same for every flow, sampler and NFE.
+            labels: one for all or one each; by default a conditional flow draws them uniformly.
+            sampler: solver, NFE, grid and guidance instead.
 
         Raises:
             UserError: if n or nfe is below 1 or a label is out of range.
         """
         if not 1 <= n <= MOST or nfe < 1:
-            raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}, "
-                            f"nfe = {nfe}")  # fmt: skip
+            raise UserError(
+                f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}, nfe = {nfe}"
+            )
         sampler = sampler or SamplerConfig(default_solver(nfe), nfe)
         key = rng.subkey(seed, "sample")
         return self.from_noise_key(key, n, sampler, self._labels(key, n, labels))
 
     def labels(self, n: int, seed: int, given: Sequence[int] | None = None) -> list[int] | None:
-        """The labels of n images as :meth:`sample` takes or draws them; None without classes."""
+        """The labels that :meth:`sample` takes or draws for n images; None without classes.
+
+        Raises:
+            UserError: as :meth:`sample` does.
+        """
         if not 1 <= n <= MOST:
             raise UserError(f"n and nfe must be at least 1, and n at most {MOST}; got n = {n}")
         found = self._labels(rng.subkey(seed, "sample"), n, given)
@@ -85,8 +96,7 @@ class Flow:
     def from_noise_key(
         self, key: int, n: int, sampler: SamplerConfig, labels: Tensor | None = None
     ) -> Tensor:
-        """Images of noise 0..n-1 under a key, as :meth:`sample`."""
-
+        """Images of the noise samples 0..n-1 of a key, as :meth:`sample`."""
         index = torch.arange(n)
         return self._map(
             n,
@@ -95,23 +105,31 @@ class Flow:
             labels,
         )
 
-    def decode(self, z: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None) -> Tensor:
-        """Images float32 (B, C, H, W) on the CPU of given noises (B, C, H, W).
+    def decode(
+        self, z: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None
+    ) -> Tensor:
+        """Images of given noise, both float32 (B, C, H, W); they are returned on the CPU.
 
         Raises:
             UserError: if a label is wrong or missing.
         """
         return self._transport(z, sampler, labels, backwards=False)
 
-    def invert(self, x: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None) -> Tensor:
-        """Noises float32 (B, C, H, W) of given images in [-1, 1]: the same ODE from t = 0 to 1.
+    def invert(
+        self, x: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None
+    ) -> Tensor:
+        """The noise of given images in [-1, 1]: the same ODE from t = 0 to 1.
+
+        Both are float32 (B, C, H, W); the noise is returned on the CPU.
 
         Raises:
             UserError: if a label is wrong or missing, or the solver has no inverse.
         """
         if sampler.solver != ADAPTIVE and not properties_of(sampler.solver).invertible:
-            raise UserError("the anchored update starts from the noise and has no inverse; use "
-                            "euler, midpoint or heun")  # fmt: skip
+            raise UserError(
+                "the anchored update starts from the noise and has no inverse; use "
+                "euler, midpoint or heun"
+            )
         return self._transport(x, sampler, labels, backwards=True)
 
     def _transport(
@@ -132,7 +150,7 @@ class Flow:
         y: Tensor | None,
         backwards: bool = False,
     ) -> Tensor:
-        """Draws from the initial states of n samples in index-aligned micro-batches."""
+        """Solves from the initial states of n samples, in index-aligned micro-batches."""
 
         def one(first: int) -> Tensor:
             part = slice(first, min(first + MICRO_BATCH, n))
@@ -147,7 +165,9 @@ class Flow:
         if labels is None:
             return rng.labels(key, torch.arange(n), self.classes) if self.classes else None
         if not self.classes:
-            raise UserError("this flow was trained without labels (conditional: false in its network)")
+            raise UserError(
+                "this flow was trained without labels (conditional: false in its network)"
+            )
         if len(labels) not in (1, n):
             raise UserError(f"give 1 label or {n}, not {len(labels)}")
         if wrong := [y for y in labels if not 0 <= y < self.classes]:
@@ -158,13 +178,13 @@ class Flow:
 def sampler_for(
     flow: Flow, nfe: int, solver: str | None, grid: str = "", guidance: float = 1.0
 ) -> SamplerConfig:
-    """The sampler that a command line asks for, checked for a flow.
+    """The sampler of a command line's options, checked for a flow.
 
     Args:
-        flow: what it draws from.
+        flow: the flow to sample from.
         nfe: network evaluations an image.
         solver: its name; None for Euler up to 8 evaluations and Heun beyond.
-        grid: uniform (""), karras, or times such as 1,0.8.
+        grid: "uniform" (or ""), "karras", or times such as "1,0.8".
         guidance: guidance scale, 1 for none.
 
     Raises:
@@ -173,16 +193,18 @@ def sampler_for(
     if not 1 <= nfe <= MOST_NFE:
         raise UserError(f"nfe must be at least 1 and at most {MOST_NFE}; got {nfe}")
     if not 0 <= guidance < math.inf:
-        raise UserError(f"guidance must be a finite number of at least 0, 1 for none; got "
-                        f"{guidance}")  # fmt: skip
+        raise UserError(
+            f"guidance must be a finite number of at least 0, 1 for none; got {guidance}"
+        )
     if guidance != 1 and not flow.classes:
         raise UserError("guidance needs a flow with labels (conditional: true in its network)")
     named = grid in ("", "uniform", "karras")
     try:
         times = () if named else tuple(float(time) for time in grid.split(","))
     except ValueError:
-        raise UserError(f"the grid is '{quoted(grid)}'; it must be uniform, karras or times "
-                        f"such as 1,0.8") from None  # fmt: skip
+        raise UserError(
+            f"the grid is '{quoted(grid)}'; it must be uniform, karras or times such as 1,0.8"
+        ) from None
     solver = solver or default_solver(nfe)
     if solver == ADAPTIVE:
         return SamplerConfig(solver, guidance=guidance)
@@ -193,15 +215,16 @@ def sampler_for(
 
 
 def default_solver(nfe: int) -> str:
-    """Euler for few evaluations, Heun beyond."""
+    """Euler up to 8 evaluations, Heun beyond."""
     return "euler" if nfe <= FEW else "heun"
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
     """Spherical interpolation from noise ``a`` to ``b``, each (C, H, W), at fractions u (N,).
 
-    Weights ``sin((1 - u) w) / sin(w)`` and ``sin(u w) / sin(w)``, w the angle between them, keep
-    the norm of Gaussian noise; (nearly) parallel ends fall back to the straight line.
+    The weights ``sin((1 - u) w) / sin(w)`` and ``sin(u w) / sin(w)``, with w the angle between
+    the two, preserve the norm of Gaussian noise.  (Nearly) parallel ends are interpolated
+    linearly.
 
     Returns:
         (N, C, H, W).

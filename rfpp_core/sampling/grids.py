@@ -1,4 +1,4 @@
-"""Grids: decreasing 1-D float64 tensors of times that start at 1 and end at 0."""
+"""Time grids: decreasing float64 tensors (N + 1,) from t = 1 (noise) to t = 0 (data), N steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from rfpp_core.model.path import t_of_sigma
 
 
 def uniform(steps: int) -> Tensor:
-    """``1, 1 - 1/N, ..., 0``: N + 1 times for N >= 1 steps."""
+    """``1, 1 - 1/N, ..., 0`` for N steps.
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
+    """
     _at_least_one(steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
@@ -22,7 +26,11 @@ def karras(
 ) -> Tensor:
     """EDM's noise levels (arXiv 2206.00364, eq. 5) as flow times ``sigma / (1 + sigma)``.
 
-    The first time is set to 1 exactly: flows trained here know pure noise, EDM's stop at 80/81.
+    The first time is set to 1, from which flows trained here start; an imported EDM starts at
+    80/81 (see ``SamplerConfig.plan``).
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
     """
     _at_least_one(steps)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Samplers: a solver on a grid with guidance, cut to a number of network evaluations."""
+"""Samplers: a solver on a time grid, with guidance, for a number of network evaluations (NFE)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rfpp_core.sampling.solvers import Solution, adaptive, solve
 class Guided:
     """Classifier-free guidance: ``v = v(no label) + scale (v(label) - v(no label))``.
 
-    Two network evaluations a call unless scale is 1 (Ho & Salimans, arXiv 2207.12598, with their
-    w = scale - 1).
+    A call is two network evaluations unless the scale is 1, which is no guidance (Ho and
+    Salimans, arXiv 2207.12598, with their w = scale - 1).
     """
 
     def __init__(self, field: Field, scale: float) -> None:
@@ -37,9 +37,15 @@ class Guided:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """A solver on a grid, cut to an NFE budget: all that turns noise into images but the flow.
+    """How a flow turns noise into images.
 
-    ``rk45`` chooses its evaluations itself; its ``nfe`` and grid have no meaning.
+    Attributes:
+        solver: a name of ``solver_table``.  ``rk45`` chooses its evaluations itself and uses
+            neither ``nfe`` nor a grid.
+        nfe: network evaluations an image; with guidance each is two forwards.
+        grid: "uniform" or "karras".
+        times: a grid of one's own instead, decreasing in (0, 1]; 0 is appended.
+        guidance: scale of classifier-free guidance, 1 for none.
     """
 
     solver: str
@@ -50,18 +56,17 @@ class SamplerConfig:
 
     @property
     def forwards(self) -> int:
-        """Network forwards an image: two an evaluation with guidance."""
+        """Network forwards an image: with guidance two for each evaluation."""
         return self.nfe * (1 if self.guidance == 1 else 2)
 
     def plan(self, start: float = 1.0) -> tuple[Tensor, Last]:
-        """The times (N + 1,) and whether the last step drops its second stage.
+        """The times (N + 1,) and the rule of the last step.
 
         Args:
-            start: the first time, if the grid begins later; an imported EDM knows none above
-                80/81.
+            start: the first time of the flow: 1, or 80/81 for an imported EDM.
 
         Raises:
-            UserError: if solver, NFE or times are wrong, or the times do not spend ``nfe``.
+            UserError: if solver, NFE or times are wrong, or the times do not take ``nfe``.
         """
         try:
             steps, last = steps_for(self.solver, self.nfe)
@@ -70,13 +75,17 @@ class SamplerConfig:
             raise UserError(str(error)) from None
         if grid is not None:
             if len(grid) - 1 != steps:
-                raise UserError(f"a grid of {len(grid) - 1} steps does not spend {self.nfe} "
-                                f"evaluations with {self.solver}")  # fmt: skip
+                raise UserError(
+                    f"a grid of {len(grid) - 1} steps does not spend {self.nfe} "
+                    f"evaluations with {self.solver}"
+                )
         else:
             grid = grids.GRIDS[self.grid](steps)
         if start == 1 and not properties_of(self.solver).starts_at_1:
-            raise UserError(f"{self.solver} integrates over sigma, which has no end at t = 1: it "
-                            f"is for imported EDM teachers, which start at 80/81")  # fmt: skip
+            raise UserError(
+                f"{self.solver} integrates over sigma, which has no end at t = 1: it "
+                f"is for imported EDM teachers, which start at 80/81"
+            )
         if steps > 1 and grid[1] >= start:
             raise UserError(
                 f"the grid's second time is {float(grid[1]):.4g}, but this flow "
@@ -95,11 +104,23 @@ def draw(
     backwards: bool = False,
     start: float = 1.0,
 ) -> Solution:
-    """Images float (B, C, H, W), about in [-1, 1], from noise of the same shape; or
-    ``backwards``, the same ODE from t = 0 up, noise from images.
+    """Images, approximately in [-1, 1], from noise; or backwards, noise from images.
 
-    A flow that starts below t = 1 starts from ``start z``.  EDM's solver keeps its state in
-    float64, as EDM does, around a network in float32.
+    EDM's solver has its state in float64, as EDM does, around a network in float32.
+
+    Args:
+        field: the velocity field.
+        state: noise, or images if ``backwards``; float (B, C, H, W).
+        y: labels (B,) or None.
+        sampler: solver, grid and guidance.
+        backwards: solve the same ODE from t = 0 up.
+        start: the first time of the flow, where the state is ``start z``.
+
+    Returns:
+        The solution, of the shape of ``state``.
+
+    Raises:
+        UserError: see :meth:`SamplerConfig.plan`.
     """
     state = state.to(memory_format=torch.channels_last)
     guided: Field = Guided(field, sampler.guidance)
@@ -118,7 +139,7 @@ def draw(
 
 
 class _Single:
-    """A field of float32 seen from a state of float64."""
+    """A float32 field for a state in float64."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -128,11 +149,16 @@ class _Single:
 
 
 def threads_for(device: torch.device) -> int:
-    """Micro-batches in flight: one a core on a CPU (``RFPP_THREADS`` overrides), else one."""
+    """Micro-batches at a time: one for each core of a CPU (``RFPP_THREADS`` overrides), else one.
+
+    Raises:
+        UserError: if that variable is not a number.
+    """
     if device.type != "cpu":
         return 1
     given = os.environ.get("RFPP_THREADS") or str(cores())
     if not re.fullmatch("[1-9][0-9]{0,3}", given):
-        raise UserError(f"RFPP_THREADS is {given[:80]!r}; it must be a whole number "
-                        f"from 1 to 9999")  # fmt: skip
+        raise UserError(
+            f"RFPP_THREADS is {given[:80]!r}; it must be a whole number from 1 to 9999"
+        )
     return int(given)

@@ -1,6 +1,6 @@
-"""The solvers by name, and what is known of each beside its rule (which is in ``solvers``).
+"""The solvers by name, with the properties of each; their rules are in ``solvers``.
 
-No torch here: params are checked against this table before anything is loaded.
+This module does without torch: params are checked against its table before anything is loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from rfpp_core.errors import quoted
 
 Last = Literal["full", "euler"]
-ADAPTIVE = "rk45"  # chooses its own evaluations, so it has no NFE to be asked for
+ADAPTIVE = "rk45"  # chooses its evaluations itself, so it takes no NFE
 RK2 = re.compile(r"rk2:(0\.\d*[1-9]\d*|1(\.0+)?)")  # rk2:<delta>, 0 < delta <= 1
 
 
@@ -21,8 +21,8 @@ class Properties(NamedTuple):
     stages: int = 2  # network evaluations a step
     invertible: bool = True  # whether increasing times lead from images to noise
     starts_at_1: bool = True  # whether it can begin at pure noise, t = 1
-    drops_last: bool = False  # whether it always cuts the last step to one evaluation
-    float64: bool = False  # whether its state is kept in double precision
+    drops_last: bool = False  # whether its last step always has one evaluation
+    float64: bool = False  # whether its state is in double precision
 
 
 SOLVERS = {
@@ -39,21 +39,24 @@ def properties_of(solver: str) -> Properties:
     """The properties of a solver: one of ``SOLVERS``, or ``rk2:<delta>``.
 
     Raises:
-        ValueError: naming the solvers there are.
+        ValueError: if there is no such solver, naming those there are.
     """
     if RK2.fullmatch(solver):
         return Properties()
     if solver not in SOLVERS:
-        raise ValueError(f"unknown solver '{quoted(solver)}'; there are {', '.join(SOLVERS)}, "
-                         f"{ADAPTIVE} where no NFE is asked for, and rk2:<delta>, "
-                         f"0 < delta <= 1")  # fmt: skip
+        raise ValueError(
+            f"unknown solver '{quoted(solver)}'; there are {', '.join(SOLVERS)}, "
+            f"{ADAPTIVE} where no NFE is given, and rk2:<delta>, "
+            f"0 < delta <= 1"
+        )
     return SOLVERS[solver]
 
 
 def steps_for(solver: str, nfe: int) -> tuple[int, Last]:
-    """How many steps spend exactly ``nfe`` evaluations, and whether the last one is cut.
+    """The number of steps that take exactly ``nfe`` evaluations, and the rule of the last one.
 
-    A two-stage solver takes an odd NFE as 2N - 1 with the last step cut, an even one as 2N.
+    A two-stage solver takes an even NFE as N full steps, 2N, and an odd one as 2N - 1, where the
+    last step has one evaluation.
 
     Raises:
         ValueError: if ``nfe`` is below 1 or there is no such solver.

@@ -13,7 +13,7 @@ at 2/3.  The anchored update of RF++ (arXiv 2405.20320, app. D) goes back to the
 EDM integrates over sigma = t / (1 - t) the state X = x / (1 - t) (arXiv 2206.00364, alg. 1): its
 ``dX/dsigma = (X - D) / sigma`` is z_hat, so its Heun step needs no other field than v.
 
-Cost is counted in network evaluations (NFE) by wrapping the field, never derived from steps.
+The cost is the number of network evaluations (NFE), counted by a wrapper of the field.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Solution(NamedTuple):
     nfe: int
 
 
-class Counted:
-    """A field that counts its calls."""
+class CallCounter:
+    """A field that counts its calls: one is a network evaluation of each sample."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.calls = field, 0
@@ -56,7 +56,11 @@ def euler(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Te
 
 
 def rk2(delta: float = 1.0) -> Step:
-    """The two-stage rule with its second stage at ``t + delta (s - t)``, 0 < delta <= 1."""
+    """The two-stage rule with its second stage at ``t + delta (s - t)``: order 2, 2 evaluations.
+
+    Raises:
+        ValueError: unless 0 < delta <= 1.
+    """
     if not 0 < delta <= 1:
         raise ValueError(f"delta must lie in (0, 1]; got {delta}")
 
@@ -70,9 +74,9 @@ def rk2(delta: float = 1.0) -> Step:
 
 
 def anchored(z: Tensor, heun: bool = False) -> Step:
-    """RF++'s update from the initial noise z; with ``heun`` x_hat uses the mean velocity.
+    """RF++'s update from the initial noise z (B, *); with ``heun`` x_hat uses the mean velocity.
 
-    It equals Euler's for the first two steps from t = 1 and has no inverse.
+    It equals Euler's rule for the first two steps from t = 1, and has no inverse.
     """
 
     def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
@@ -87,7 +91,7 @@ def anchored(z: Tensor, heun: bool = False) -> Step:
 
 
 def edm(heun: bool = True) -> Step:
-    """EDM's step in sigma, from t < 1: Heun's, or Euler's of one evaluation."""
+    """EDM's step in sigma, from t < 1: Heun's rule, or Euler's with one evaluation."""
 
     def step(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
         t_b, s_b = _batch(t, x), _batch(s, x)
@@ -115,9 +119,12 @@ def trajectory(
         field: the velocity field.
         x: state at ``grid[0]``, (B, *).
         grid: times (N + 1,), monotone; increasing times integrate towards noise.
-        solver: its name (``solver_table``).
+        solver: a name of ``solver_table``.
         last: ``"euler"`` drops the second stage of the last step, as EDM does: 2N - 1 evaluations.
         y: labels (B,) or None.
+
+    Raises:
+        ValueError: if there is no such solver.
     """
     times = grid.to(device=x.device, dtype=torch.float64)
     step, final = rules_of(solver, x / times[0].to(x))  # a start at t < 1 is t z
@@ -136,12 +143,12 @@ def solve(
     last: Last = "euler",
     y: Tensor | None = None,
 ) -> Solution:
-    """The last state of :func:`trajectory` (same arguments) with the evaluations it took."""
-    counted = Counted(field)
+    """The last state of :func:`trajectory` (same arguments) and the evaluations it took."""
+    counter = CallCounter(field)
     end = x
-    for state in trajectory(counted, x, grid, solver, last, y):
+    for state in trajectory(counter, x, grid, solver, last, y):
         end = state
-    return Solution(end, counted.calls)
+    return Solution(end, counter.calls)
 
 
 def adaptive(
@@ -155,15 +162,22 @@ def adaptive(
 ) -> Solution:
     """Dormand-Prince 5(4), "RK45", from time t to s, by torchdiffeq.
 
-    Step sizes are shared by the batch, and every sample has to meet the tolerance by itself: the
-    error of a step is the largest over samples of the rms over a sample's values.  So a sample
-    depends on its batch mates by about the tolerance, and never suffers from them.
+    A batch shares its step sizes, and every sample meets the tolerance: the error of a step is
+    the largest over samples of the rms over a sample's values.  So the other samples of a batch
+    change a result by about the tolerance, and make none less accurate.
+
+    Args:
+        field: the velocity field.
+        x: state at time t, (B, *).
+        t, s: first and last time, in either direction.
+        y: labels (B,) or None.
+        rtol, atol: relative and absolute tolerance of a step.
     """
     from torchdiffeq import odeint
 
-    counted = Counted(field)
+    counter = CallCounter(field)
     end = odeint(
-        lambda time, state: counted(state, _batch(time, state), y),
+        lambda time, state: counter(state, _batch(time, state), y),
         x,
         torch.tensor([t, s], dtype=torch.float64, device=x.device),
         method="dopri5",
@@ -171,11 +185,11 @@ def adaptive(
         atol=atol,
         options={"norm": lambda error: error.flatten(1).square().mean(1).sqrt().max()},
     )[-1]
-    return Solution(end, counted.calls)
+    return Solution(end, counter.calls)
 
 
-# By name: the rule of a step, and the rule of one evaluation for a last step that is cut, both
-# from the initial noise (B, *), which the anchored update goes back to.
+# By name, from the initial noise (B, *): the rule of a step, and a rule of one evaluation for a
+# last step without a second stage.
 RULES: Choices[Callable[[Tensor], tuple[Step, Step]]] = {
     "euler": lambda z: (euler, euler),
     "heun": lambda z: (rk2(1.0), euler),
@@ -187,10 +201,10 @@ RULES: Choices[Callable[[Tensor], tuple[Step, Step]]] = {
 
 
 def rules_of(solver: str, z: Tensor) -> tuple[Step, Step]:
-    """The rules of a named solver, from the initial noise z.
+    """The two rules of a named solver, see ``RULES``.
 
     Raises:
-        ValueError: naming the solvers there are.
+        ValueError: if there is no such solver, naming those there are.
     """
     properties_of(solver)
     return RULES[solver](z) if solver in RULES else (rk2(float(solver[4:])), euler)

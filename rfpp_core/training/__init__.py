@@ -1,4 +1,4 @@
 """Training: couplings, times, losses, the trainer, and its processes.
 
-May import ``images``, ``model`` and what lies below; knows neither stores nor params.
+May import ``images``, ``model`` and the packages below them; knows neither stores nor params.
 """

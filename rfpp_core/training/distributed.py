@@ -1,8 +1,8 @@
 """Several processes as one trainer: each takes its slice of the global batch.
 
-A process knows its place from the environment that torchrun sets (``RANK``, ``WORLD_SIZE``,
-``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``).  Without it there is one process and nothing
-here does anything.
+A process knows its rank from the environment that torchrun sets (``RANK``, ``WORLD_SIZE``,
+``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``).  Without it there is one process, and the
+functions here do nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rfpp_core.runtime import Rank, process_rank
 
-PATIENCE = timedelta(days=7)  # the others wait while the first holds out for a lock
+TIMEOUT = timedelta(days=7)  # the others wait while the first waits for a lock
 
 
 @contextmanager
 def group(device: torch.device) -> Iterator[Rank]:
-    """Joins the processes for as long as the block runs.
+    """Joins the processes while the block runs.
 
-    After an error they are not left in order: that could wait for those that wait for this one,
-    and would make their errors the first to be seen.
+    After an error the group is not destroyed: that could wait for processes that wait for this
+    one, and their errors would be seen before this one's.
     """
     rank = process_rank()
     if rank.world == 1:
@@ -36,13 +36,13 @@ def group(device: torch.device) -> Iterator[Rank]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield rank
     dist.destroy_process_group()
 
 
 def tell(value: Any) -> Any:
-    """The first process's ``value``, for all."""
+    """The ``value`` of the first process, in all of them."""
     if process_rank().world == 1:
         return value
     box = [value]
@@ -51,7 +51,7 @@ def tell(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Waits until all processes are here."""
     if process_rank().world > 1:
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of parameters, without a class: two functions on lists of tensors."""
+"""Exponential moving average (EMA) of parameters: two functions on lists of tensors."""
 
 from __future__ import annotations
 

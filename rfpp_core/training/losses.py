@@ -1,7 +1,7 @@
-"""What is minimised: a distance of velocities, a perceptual term, and how the two are weighted.
+"""The loss: a distance of velocities, a perceptual term, and the weights of the two.
 
-Distances take tensors (B, *) and return (B,), divided by d, the number of values in a sample, as
-in the published runs of RF++ (arXiv 2405.20320; the division is in the code, not in the paper).
+Distances take two tensors (B, *) and return (B,).  They are divided by d, the number of values of
+a sample, as in the published runs of RF++ (arXiv 2405.20320; in the code, not in the paper).
 
     loss = distance(v, z - x)                                       without a perceptual term
     loss = (1 - t) distance(v, z - x) + w(t) perceptual(x_hat, x)   with one, w(t) = 1 or 1 / t
@@ -21,7 +21,7 @@ from rfpp_core.rng import StepRNG
 from rfpp_core.training.couplings import Coupling
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-# (net, batch, step, draws) -> named per-sample terms (B,), whose mean sum is minimised
+# (net, batch, step, draws) -> named terms (B,); the mean over samples of their sum is minimised
 LossFunction = Callable[[nn.Module, Batch, int, StepRNG], dict[str, Tensor]]
 
 EPS = 1e-20  # inside the root: the gradient of a root at 0 is infinite
@@ -54,7 +54,7 @@ def l2_root(v: Tensor, target: Tensor) -> Tensor:
 
 
 def pseudo_huber(v: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
-    """``(sqrt(||v - target||^2 + (c d)^2) - c d) / d`` with c = 0.00054."""
+    """``(sqrt(||v - target||^2 + (c d)^2) - c d) / d``, c > 0."""
     error = (v - target).flatten(1)
     d = error.shape[1]
     return ((error.square().sum(1) + (c * d) ** 2).sqrt() - c * d) / d
@@ -77,17 +77,17 @@ def flow_matching(
     label_dropout: float = 0.0,
     perceptual: PerceptualTerm | None = None,
 ) -> LossFunction:
-    """``distance(net(x_t, t, y), z - x)`` at a random time of each pair (arXiv 2209.03003).
+    """``distance(net(x_t, t, y), z - x)`` at a random time for each pair (arXiv 2209.03003).
 
-    With a perceptual term ``(1 - t) distance + w(t) perceptual(x_hat, x)``: LPIPS-Huber and
-    LPIPS-Huber-1/t of RF++ (arXiv 2405.20320, sec. 4.2); x_hat is not clamped.
+    With a perceptual term it is ``(1 - t) distance + w(t) perceptual(x_hat, x)``, where x_hat is
+    not clamped: LPIPS-Huber and LPIPS-Huber-1/t of RF++ (arXiv 2405.20320, sec. 4.2).
 
     Args:
-        coupling: gives (x, z, y).
-        times: draws training times (B,) of a step.
-        velocity_term: one of the distances above.
-        label_dropout: share of labels replaced by -1, "no label".
-        perceptual: a distance of images and its weight.
+        coupling: gives images, noise and labels (x, z, y) of a batch.
+        times: draws the training times (B,) of a step.
+        velocity_term: a distance of velocities.
+        label_dropout: share of labels replaced by -1, "no label", in [0, 1].
+        perceptual: a distance of images, and its weight.
     """
     name, distance = velocity_term
 

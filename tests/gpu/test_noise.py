@@ -17,8 +17,9 @@ def test_noise_is_that_of_the_cpu(device):
     for index in (INDEX, many):
         there = index.to(device)
         for key in (0, 7, 2**63 + 11):
-            assert torch.equal(rng.normal(key, there, (3, 5, 7)).cpu(),
-                               rng.normal(key, index, (3, 5, 7)))  # fmt: skip
+            assert torch.equal(
+                rng.normal(key, there, (3, 5, 7)).cpu(), rng.normal(key, index, (3, 5, 7))
+            )
             assert torch.equal(rng.uniform(key, there).cpu(), rng.uniform(key, index))
             assert torch.equal(rng.labels(key, there, 10).cpu(), rng.labels(key, index, 10))
 

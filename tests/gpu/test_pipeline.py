@@ -49,8 +49,10 @@ def teacher(device, tmp_path):
     assert training(device, tmp_path / "killed").wait(SECONDS) == 0
     assert undisturbed.wait(SECONDS) == 0
     assert (tmp_path / "killed" / "began").read_text() == "3"  # the last report before
-    one, other = (checkpoint.load(tmp_path / name / "weights.safetensors")
-                  for name in ("killed", "undisturbed"))  # fmt: skip
+    one, other = (
+        checkpoint.load(tmp_path / name / "weights.safetensors")
+        for name in ("killed", "undisturbed")
+    )
     assert one.weights == other.weights
     return save(tmp_path / "flow1.safetensors", one.tensors)
 
@@ -87,8 +89,9 @@ def kill_while_it_works(pool, store, teacher, shard, flag):
 def test_a_pipeline_of_which_everything_is_killed_once(device, teacher, tmp_path):
     digest = build.load_flow(teacher).digest
     spec = spec_for(digest, shape=SHAPE, micro_batch=2, shard=8)
-    killed, undisturbed = (PairStore.create(tmp_path / f"{name}.zarr", spec, 24).path
-                           for name in "ab")  # fmt: skip
+    killed, undisturbed = (
+        PairStore.create(tmp_path / f"{name}.zarr", spec, 24).path for name in "ab"
+    )
     pool = ProcessPool(["cuda:0" if device.type == "cuda" else "cpu"])
     try:
         make = ("pipeline.workers.tasks:make_shard", str(killed), str(teacher))

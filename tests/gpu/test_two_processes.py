@@ -16,15 +16,20 @@ TOLERANCE = 1e-4  # sums of gradients in another order, over 6 updates of Adam
 
 def test_two_are_one(device, tmp_path):
     out, port = tmp_path / "two.safetensors", str(free_port())
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-             "RFPP_DEVICE": device.type}  # fmt: skip
+    place = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "RFPP_DEVICE": device.type,
+    }
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.two", device.type, str(out)], cwd=ROOT,
+            [sys.executable, "-m", "tests.gpu.two", device.type, str(out)],
+            cwd=ROOT,
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     assert [process.wait(300) for process in both] == [0, 0]
     alone = start("ncsnpp", with_(steps=6), device)
     go(alone, with_(steps=6))

@@ -20,11 +20,20 @@ def two_cards(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
 
 
-@pytest.mark.parametrize(("given", "place", "world", "expected"), [
-    (None, None, None, "cuda"), ("cuda", None, None, "cuda"), ("cuda:1", None, None, "cuda:1"),
-    ("cpu", "1", "2", "cpu"), (None, "1", "2", "cuda:1"), ("cuda", "1", "2", "cuda:1"),
-    ("cuda:0", "1", "2", "cuda:1"), ("cuda:1", "0", "1", "cuda:1"), ("cuda", "0", "1", "cuda:0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "place", "world", "expected"),
+    [
+        (None, None, None, "cuda"),
+        ("cuda", None, None, "cuda"),
+        ("cuda:1", None, None, "cuda:1"),
+        ("cpu", "1", "2", "cpu"),
+        (None, "1", "2", "cuda:1"),
+        ("cuda", "1", "2", "cuda:1"),
+        ("cuda:0", "1", "2", "cuda:1"),
+        ("cuda:1", "0", "1", "cuda:1"),
+        ("cuda", "0", "1", "cuda:0"),
+    ],
+)
 def test_each_process_has_its_own_device(monkeypatch, two_cards, given, place, world, expected):
     """LOCAL_RANK decides among several processes, unless the variable says ``cpu``."""
     for name, value in {"RFPP_DEVICE": given, "LOCAL_RANK": place, "WORLD_SIZE": world}.items():
@@ -85,10 +94,16 @@ def test_out_of_memory_is_one_line_with_advice():
                 raise torch.OutOfMemoryError(said)
 
 
-@pytest.mark.parametrize("error", [
-    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "NCCL Error 2",
-    "CUDA error: an illegal memory access", "CUDA out of memory",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUBLAS_STATUS_NOT_INITIALIZED",
+        "NCCL Error 2",
+        "CUDA error: an illegal memory access",
+        "CUDA out of memory",
+    ],
+)
 def test_signs_of_a_spoilt_context(error):
     from pipeline.workers.pool import _spoils_the_worker
 

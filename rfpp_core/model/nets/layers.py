@@ -1,4 +1,4 @@
-"""Layers shared by the networks."""
+"""Layers of the small U-Net."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fourier(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         low, high = self.octaves
         k = torch.linspace(low, high, self.n // 2, device=c.device, dtype=torch.float32)
-        angle = 2 * math.pi * c.float()[:, None] * 2**k  # fp32: c spans five digits
+        angle = 2 * math.pi * c.float()[:, None] * 2**k  # float32, or large angles would blur
         return torch.cat((angle.cos(), angle.sin()), dim=1).to(c.dtype)
 
 

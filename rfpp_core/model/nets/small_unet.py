@@ -1,8 +1,8 @@
 """A small U-Net for images of 8 to 32 pixels, fast enough to train on a laptop's CPU.
 
-Residual blocks with the time embedding as a scale and shift after the second normalisation,
-average pooling down, a 1x1 convolution to the finer width and nearest neighbour up (cheaper than
-widening after), attention on the coarse levels.
+The time embedding scales and shifts after the second normalisation of each residual block.  Down
+it is average pooling; up it is a 1x1 convolution to the width of the finer level, then nearest
+neighbour, which is cheaper than the other way round.  The coarse levels have attention.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Block(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """The network.
+    """The raw network ``F(x (B, C, H, W), c_noise (B,), y (B,) or None) -> (B, C, H, W)``.
 
     Args:
         image_channels: channels C of the images.
-        channels: width of the first level.
-        multipliers: width of each level relative to the first; one halving between levels.
-        blocks: residual blocks a level, each way.
-        attention: number of coarsest levels that carry attention.
-        classes: number of labels, 0 for none; label -1 (or None) is "no label".
+        channels: base width; each level has a multiple of it.
+        multipliers: those of the levels, finest first.  The image is halved between levels.
+        blocks: residual blocks of a level, down and again up.
+        attention: how many of the coarsest levels have attention.
+        classes: number of labels, 0 for none; label -1 (or None) means "no label".
         dropout: dropout probability in [0, 1).
     """
 

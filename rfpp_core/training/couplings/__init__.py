@@ -1,7 +1,7 @@
 """Couplings: which noise belongs to which image, a module each.
 
-A coupling turns a batch of images into ``(x (B, *), z (B, *), y (B,) or None)``.  May import
-``images``, ``model`` and ``rng``.  A new one is a function here and a row in
+A coupling turns a batch of images into ``(x (B, *), z (B, *), y (B,) or None)``.  It may import
+``images``, ``model`` and ``rng``.  A new one is a module here and a row in
 ``config.build.COUPLINGS`` (CONTRIBUTING.md has an example).
 """
 
@@ -26,7 +26,7 @@ class Coupled(NamedTuple):
 class Coupling(Protocol):
     """Pairs noise with the images of a batch.
 
-    Everything random comes from ``draws``, so that a batch is a function of (seed, step).
+    All random numbers come from ``draws``, so that a batch is a function of (seed, step).
     """
 
     def __call__(self, batch: Batch, draws: StepRNG) -> Coupled: ...

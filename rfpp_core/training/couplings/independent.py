@@ -1,4 +1,4 @@
-"""Fresh noise at every step, whatever the image: the coupling of a first rectified flow."""
+"""Fresh noise at every step, independent of the image: the coupling of a first rectified flow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Two sets in one training: each sample is drawn from the second with a given probability.
+"""Two sets in one training: each sample comes from the second with a given probability.
 
-Configuration G of RF++ (arXiv 2405.20320) trains on (real image, inverted noise), with a share of
-(synthetic image, its noise).
+Configuration G of RF++ (arXiv 2405.20320) trains on real images with their inverted noise, mixed
+with generated images and their noise.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rfpp_core.training.couplings import Coupled, Coupling
 def mixed(
     first: Coupling, images: Tensor, labels: Tensor | None, p: float, second: Coupling
 ) -> Coupling:
-    """Each sample is, with probability p, one of a second set instead of the batch's own.
+    """With probability p, a sample of the batch is replaced by one of a second set.
 
     Args:
         first: coupling of the batch.
-        images: uint8 (N, C, H, W) of the second set.
-        labels: int64 (N,) or None.
-        p: in [0, 1].
-        second: the second set's own coupling.
+        images: of the second set, uint8 (N, C, H, W).
+        labels: of the second set, int64 (N,) or None.
+        p: probability in [0, 1].
+        second: coupling of the second set.
     """
     if not p:
         return first

@@ -1,4 +1,4 @@
-"""Noise/image pairs of a store: noise that a seed regenerates, or noise that the store holds."""
+"""Noise/image pairs of a store, whose noise is drawn from its seed or read from the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rfpp_core.training.couplings import Coupled, Coupling
 
 
 def seeded(seed: int) -> Coupling:
-    """Noise i is a function of (seed, i), the same that generated image i."""
+    """Noise i is a function of (seed, i): the noise that image i was generated from."""
 
     def pair(batch: Batch, draws: StepRNG) -> Coupled:
         z = normal(seed, batch.position, tuple(batch.x.shape[1:]))
@@ -20,7 +20,7 @@ def seeded(seed: int) -> Coupling:
 
 
 def stored(noise: Tensor) -> Coupling:
-    """The pairs of a store that holds its noise: float32 (N, C, H, W)."""
+    """Noise i is ``noise[i]``, float32 (N, C, H, W)."""
 
     def pair(batch: Batch, draws: StepRNG) -> Coupled:
         z = noise[batch.position.to(noise.device)].to(batch.x)

@@ -11,7 +11,7 @@ from tests.unit.evaluation.test_extractors import uint8
 
 
 class StandIn(nn.Module):
-    """What clean-fid asks of its Inception file."""
+    """What clean-fid expects of its Inception file."""
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from rfpp_core.model.precond import EDMVelocity
 from rfpp_core.sampling import grids, solvers
 from rfpp_core.sampling.solver_table import steps_for
-from rfpp_core.sampling.solvers import Counted, rk2, solve, trajectory
+from rfpp_core.sampling.solvers import CallCounter, rk2, solve, trajectory
 from tests.unit.model.test_precond import Raw, edm_denoiser
 
 S, M = 0.5, 1.3
@@ -175,7 +175,7 @@ def test_anchored_update():
 @pytest.mark.parametrize("nfe", [1, 2, 3, 8, 35])
 def test_a_solver_spends_the_nfe_it_is_given(solver, nfe):
     calls = []
-    field = Counted(lambda x, t, y=None: calls.append(len(x)) or torch.zeros_like(x))
+    field = CallCounter(lambda x, t, y=None: calls.append(len(x)) or torch.zeros_like(x))
     steps, last = steps_for(solver, nfe)
     result = solve(field, torch.zeros(3, 2), grids.uniform(steps), solver, last)
     assert result.nfe == field.calls == len(calls) == nfe
@@ -202,7 +202,7 @@ def test_rk45_against_the_closed_form():
 
 def test_rk45_holds_its_tolerance_for_every_sample_of_a_batch():
     """One stiff sample among 255 easy ones: an error averaged over the batch would be 16 times
-    the tolerance; and no sample moves by more than about the tolerance for its company."""
+    the tolerance; and the others move a sample by no more than about the tolerance."""
     rate = torch.ones(256, dtype=torch.float64)
     rate[0] = 12.0
     field = lambda x, t, y=None: torch.cos(rate[y] * t)[:, None] * rate[y][:, None]  # noqa: E731

@@ -44,7 +44,7 @@ def test_random_times_stay_inside_the_interval():
 
 
 def test_antithetic_times_come_with_their_mirror_images():
-    """Uniform still; about half of a batch has 1 - u in it; the same whoever draws which part."""
+    """Still uniform; about half of a batch has 1 - u in it; and parts of it can be drawn apart."""
     batch = 2000
     u = StepRNG(3, 5, batch).antithetic("t")
     assert u.min() > 0

@@ -91,8 +91,9 @@ def test_accumulated_parts_are_the_whole_batch():
 
 def test_one_step_is_adams():
     """First update of Adam: -lr g / (|g| + eps), with the average following it."""
-    config = TrainConfig(seed=0, steps=1, batch=4, lr=0.1, eps=1e-12, log_every=1, ema=0.75,
-                         ema_ramp=False)  # fmt: skip
+    config = TrainConfig(
+        seed=0, steps=1, batch=4, lr=0.1, eps=1e-12, log_every=1, ema=0.75, ema_ramp=False
+    )
     net = torch.nn.Linear(3, 3)
     before = net.weight.detach().clone()
     state = TrainState(net, config, CPU)
