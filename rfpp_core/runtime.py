@@ -6,6 +6,7 @@ torch is imported on use: a worker process pins its device before.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rfpp_core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -133,14 +135,25 @@ def exact_training(device: torch.device, tf32: bool = False) -> None:
 
 @contextmanager
 def enough_memory(advice: str, error: type[Exception] = UserError) -> Iterator[None]:
-    """Turns a device's out-of-memory error into ``error``, one line that ends in advice."""
-    import torch
-
+    """Turns an error of memory, of a device or of this machine, into ``error``: one line that
+    ends in advice."""
     try:
         yield
-    except torch.OutOfMemoryError as full:
-        reason = str(full).partition(". ")[0].splitlines()[0]
+    except (RuntimeError, MemoryError) as full:
+        reason = _lack_of_memory(full)
+        if reason is None:
+            raise
         raise error(f"{reason}; {advice}") from None
+
+
+def _lack_of_memory(error: Exception) -> str | None:
+    """The sentence that tells of it, as torch, its libraries and NumPy put it; None for any other
+    error."""
+    sentences = re.split(r"\. |\n", str(error))
+    found = [text for text in sentences if any(sign in text for sign in OUT_OF_MEMORY)]
+    if not found and isinstance(error, MemoryError):
+        return sentences[0] or "out of memory"
+    return found[0] if found else None
 
 
 def map_exact(fn: Callable[[A], B], items: Iterable[A], threads: int) -> list[B]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.artifacts import DEFAULT_MODEL
+from rfpp_core import runtime
 from rfpp_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ROW, ROWS = 8, 16  # of a conditional flow's grid, unless --n says
 
 
+@runtime.enough_memory("lower --n, free the device or set RFPP_DEVICE=cpu")
 def sample(
     model: Annotated[
         Path, typer.Option(help="model file, or a training's state or folder in .work")
@@ -38,7 +40,6 @@ def sample(
     import numpy as np
 
     from pipeline.console import save_arrays, save_grid
-    from rfpp_core import runtime
     from rfpp_core.images.pixels import to_uint8
     from rfpp_core.sampling.flow import sampler_for
 

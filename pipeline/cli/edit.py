@@ -31,8 +31,10 @@ Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, edm-heun or rk
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
 OUT = Path("edited")
 MOST = 1000  # images of a strip
+enough_memory = runtime.enough_memory("give fewer images, free the device or set RFPP_DEVICE=cpu")
 
 
+@enough_memory
 def invert(
     images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
@@ -49,6 +51,7 @@ def invert(
           f"{float(z.var()):.4g} -> {out}")  # fmt: skip
 
 
+@enough_memory
 def interpolate(
     images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
@@ -66,6 +69,7 @@ def interpolate(
     print(f"{steps} images between the first two -> {out}")
 
 
+@enough_memory
 def translate(
     images: Paths,
     source: Annotated[int, typer.Option("--from", help="class of the images")],

@@ -31,6 +31,7 @@ def request(config: Params, name: str) -> dict[str, Any]:
     }
 
 
+@runtime.enough_memory("free the device or set RFPP_DEVICE=cpu")
 def run(name: str) -> None:
     config = params.load()
     row, device = rows.named(config.flows, name, "flows"), runtime.device()
@@ -42,10 +43,7 @@ def run(name: str) -> None:
     images, architecture = real_images["digest"], flow.metadata["architecture"]
     check_fit(artifacts.IMAGES, real_images["shape"], None, artifacts.model(name), architecture)
     held_out = image_store.read(artifacts.IMAGES, "held_out")
-    with (
-        runtime.enough_memory("set RFPP_DEVICE=cpu, or free the device"),
-        workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work,
-    ):
+    with workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work:
         found = Results(work.path)
         table = evaluation_job.table(flow, real, config, row, found, name)
         properties = evaluation_job.properties(flow, config, found, held_out, images)

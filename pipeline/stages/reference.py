@@ -50,6 +50,7 @@ def request(config: Params) -> dict[str, Any]:
             "images": images}  # fmt: skip
 
 
+@runtime.enough_memory("free the device or set RFPP_DEVICE=cpu")
 def run() -> None:
     config = params.load()
     requested = request(config)
