@@ -2,7 +2,7 @@
 
 Each round copies the finished reference to before a stage, attacks it, resumes, and compares with
 the uninterrupted run: 0 lost, 0 twice, 0 differences, 0 orphans.  Rounds are logged, so a run of
-the same seed goes on where it was stopped.
+the same seed resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.workers.launch import free_port
-from tests.helpers import Project
 from tests.faults.kinds import KINDS
 from tests.faults.scene import Failure, Scene, code_digest, reference
+from tests.helpers import Project
 
 PRIVATE = 4  # every so many of the rounds that start a Prefect server at all has its own
 
@@ -41,8 +41,8 @@ def schedule(rounds: int, seed: int) -> list[Round]:
     while len(plan) < rounds:
         for kind in rng.sample(list(KINDS), len(KINDS)):
             stage = rng.choice(KINDS[kind][1])
-            serving += stage == "generate"
-            private = stage == "generate" and serving % PRIVATE == 0
+            serving += stage == "generate@pairs2"
+            private = stage == "generate@pairs2" and serving % PRIVATE == 0
             plan.append(Round(kind, stage, rng.getrandbits(32), private))
     return plan[:rounds]
 
@@ -88,20 +88,20 @@ def main() -> int:
             if i in over or (given.only and given.only not in planned.kind):
                 continue
             began = time.monotonic()
-            row = {"round": i, **fought(planned, home, truth, url)}
+            row = {"round": i, **tried(planned, home, truth, url)}
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             done.append(row)
-            said = row["lapse"] or ("held" if row["struck"] else "held, came too late")
+            said = row["failure"] or ("held" if row["struck"] else "held, came too late")
             print(f"{i + 1}/{given.rounds} {planned.kind}, {planned.stage}: {said} "
                   f"({time.monotonic() - began:.0f} s)", flush=True)  # fmt: skip
     finally:
         server.terminate()
     print(table(done))
-    return int(any(row["lapse"] for row in done))
+    return int(any(row["failure"] for row in done))
 
 
-def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, Any]:
+def tried(planned: Round, home: Path, truth: Project, url: str) -> dict[str, Any]:
     """What came of a round."""
     rng = random.Random(planned.seed)
     env = {} if planned.private else {"PREFECT_API_URL": url}
@@ -109,17 +109,18 @@ def fought(planned: Round, home: Path, truth: Project, url: str) -> dict[str, An
     failure = ""
     try:
         KINDS[planned.kind][0](scene, rng)
-    except Exception as error:  # whatever breaks a round is a lapse until it is understood
+    except Exception as error:  # whatever breaks a round is a failure until it is understood
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if isinstance(error, Failure) else f" ({Path(last.filename).name}:{last.lineno})"
+        known = isinstance(error, Failure)
+        where = "" if known else f" ({Path(last.filename).name}:{last.lineno})"
         failure = f"{type(error).__name__}: {error}{where}"
         scene.clear()
-    return {**planned._asdict(), "struck": scene.struck, **scene.notes, "lapse": failure}
+    return {**planned._asdict(), "struck": scene.struck, **scene.notes, "failure": failure}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """How often each kind was tried and struck in time, on which stages, and its lapses."""
-    lines = ["| attack | on | rounds | struck | lapses |", "|---|---|---|---|---|"]
+    """How often each kind was tried and struck in time, on which stages, and its failures."""
+    lines = ["| attack | on | rounds | struck | failures |", "|---|---|---|---|---|"]
     for kind in KINDS:
         those = [row for row in rows if row["kind"] == kind]
         stages = ", ".join(sorted({row["stage"] for row in those}))
@@ -130,8 +131,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _counts(rows: list[dict[str, Any]]) -> str:
-    struck, lapses = sum(row["struck"] for row in rows), sum(bool(row["lapse"]) for row in rows)
-    return f"{len(rows)} | {struck} | {lapses}"
+    struck, failed = (sum(bool(row[name]) for row in rows) for name in ("struck", "failure"))
+    return f"{len(rows)} | {struck} | {failed}"
 
 
 if __name__ == "__main__":

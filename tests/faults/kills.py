@@ -18,8 +18,7 @@ def somewhere(scene: Scene, rng: random.Random, process: subprocess.Popen[bytes]
     if rng.random() < 0.4:
         time.sleep(rng.uniform(0.0, 8.0))
         return process.poll() is None
-    most = SHARDS if scene.stage == "generate" else 2
-    count = rng.randint(1, most)
+    count = rng.randint(1, scene.about.most)
     there = scene.until(process, lambda: len(scene.staged()) >= count)
     time.sleep(rng.uniform(0.0, 0.05))
     return there and process.poll() is None
@@ -42,7 +41,7 @@ def signalled(number: int, whole: bool) -> Attack:
         if "Traceback" in said:
             raise Failure("a traceback")
         if number == signal.SIGINT and code and "run the same command again" not in said:
-            raise Failure(f"not said how to go on: {said[-300:]}")
+            raise Failure(f"not said how to resume: {said[-300:]}")
         if struck and len(scene.made()) > begun + scene.width:
             raise Failure(f"{len(scene.made()) - begun} shards were begun after the signal")
         scene.resume()
@@ -54,7 +53,7 @@ def worker_signalled(number: int) -> Attack:
     """A worker that dies is replaced; Ctrl-C is its parent's business."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
-        if resumed := rng.random() < 0.4:  # the first work of a resumed run is the witness
+        if resumed := rng.random() < 0.4:  # a resumed run first regenerates and compares
             scene.half_done(2)
         process = scene.start()
         least = 0 if resumed else rng.randint(0, 8)
@@ -70,11 +69,11 @@ def worker_signalled(number: int) -> Attack:
 
 
 def training_process_killed(scene: Scene, rng: random.Random) -> None:
-    """One of two that train together: the other leaves, and any number of them goes on."""
+    """One of two that train together: the other leaves, and any number of them resumes."""
     process = scene.start(RFPP_PROCESSES="2")
     least = rng.randint(1, 2)
     if scene.hit(scene.until(process, lambda: len(scene.staged()) >= least)):
-        os.kill(rng.choice(scene.pids(f"pipeline.{scene.stage}")), signal.SIGKILL)
+        os.kill(rng.choice(scene.pids("pipeline.stages.train")), signal.SIGKILL)
     if process.wait(GRACE) == 0 and not scene.product.exists():
         raise Failure("a training without one of its processes says that it succeeded")
     scene.no_orphans()
@@ -83,8 +82,58 @@ def training_process_killed(scene: Scene, rng: random.Random) -> None:
     scene.no_orphans()
 
 
+def stopped(scene: Scene, rng: random.Random) -> None:
+    """A driver that stands still for seconds and continues: nothing is lost or made twice."""
+    process = scene.start()
+    if scene.hit(somewhere(scene, rng, process)):
+        _stand_still(process.pid, rng)
+    _gets_over_it(scene, process)
+
+
+def worker_stopped(scene: Scene, rng: random.Random) -> None:
+    """The same of a worker: without a limit on a shard's time, it is waited for."""
+    process = scene.start()
+    least = rng.randint(0, SHARDS - 1)
+    there = scene.until(process, lambda: len(scene.staged()) >= least)
+    if there and scene.until(process, lambda: bool(scene.workers())):
+        _stand_still(scene.hit(rng.choice(scene.workers())), rng)
+    _gets_over_it(scene, process)
+
+
+def _stand_still(pid: int, rng: random.Random) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(rng.uniform(0.5, 3.0))
+    os.kill(pid, signal.SIGCONT)
+
+
+def _gets_over_it(scene: Scene, process: subprocess.Popen[bytes]) -> None:
+    if process.wait(120) != 0:
+        raise Failure(f"exit code {process.returncode}: {scene.log.read_text()[-300:]}")
+    scene.no_twice()
+    scene.same()
+    scene.no_orphans()
+
+
+def server_killed(scene: Scene, rng: random.Random) -> None:
+    """The private Prefect server dies midway: the run ends right, or in a line, and resumes."""
+    scene.private()
+    process = scene.start()
+    least = rng.randint(0, SHARDS - 1)
+    there = scene.until(process, lambda: len(scene.staged()) >= least)
+    if there and scene.until(process, lambda: bool(scene.pids("uvicorn"))):
+        os.kill(scene.hit(scene.pids("uvicorn")[0]), signal.SIGKILL)
+    code = process.wait(120)
+    said = scene.log.read_text()
+    if code not in (0, 2) or "Traceback" in said or (code and "rfpp: Prefect" not in said):
+        raise Failure(f"exit code {code}, not one line: {said[-300:]}")
+    scene.no_orphans()
+    scene.finish()
+    scene.no_twice(kills=1)
+    scene.same()
+
+
 def dvc_signalled(number: int) -> Attack:
-    """To dvc alone: the stage goes on, and the next run waits for it and makes nothing twice."""
+    """To dvc alone: its stage runs on; the next run waits for it and makes nothing twice."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
         process = scene.start(scene.dvc)
@@ -164,13 +213,13 @@ def injected(kind: str, times: int) -> Attack:
 
 
 def _fails_for_good(scene: Scene, shard: int, **env: str) -> None:
-    """The others are kept, the shard is named with its error, and it alone is made again."""
+    """The others stay, the shard is named with its error, and it alone is made again."""
     said = scene.finish(code=2, **env)
     line = next((x for x in said.splitlines() if x.startswith("rfpp: shards")), "")
     if f"shards {shard} failed" not in line or "injected" not in line:
         raise Failure(f"the failing shard is not named: {said[-300:]}")
     if len(scene.staged()) != SHARDS - 1:
-        raise Failure(f"{len(scene.staged())} shards were kept, not {SHARDS - 1}")
+        raise Failure(f"{len(scene.staged())} shards were committed, not {SHARDS - 1}")
     begun = len(scene.made())
     scene.finish()
     if scene.made()[begun:] != [shard]:

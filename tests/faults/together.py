@@ -10,6 +10,7 @@ import time
 from tests.faults.kills import GRACE
 from tests.faults.scene import SHARDS, Failure, Scene
 
+LR, TARGET = "recipes.reflow.lr", "train@flow2"
 BUSY = "dvc.exceptions.LockError", "Unable to acquire lock", "is busy", "is locked"
 
 
@@ -43,34 +44,34 @@ def two_repros(scene: Scene, rng: random.Random) -> None:
     scene.same()
 
 
-def taken_up(scene: Scene, rng: random.Random) -> None:
-    """``dvc exp run --temp`` killed, then ``dvc exp run`` takes the same work up."""
+def resumed(scene: Scene, rng: random.Random) -> None:
+    """``dvc exp run --temp`` killed, then ``dvc exp run`` resumes the same work."""
     scene.commit()
-    process = scene.start(["dvc", "exp", "run", "--temp", scene.target])
-    least = rng.randint(1, SHARDS if scene.stage == "generate" else 1)
+    process = scene.start(["dvc", "exp", "run", "--temp", scene.stage])
+    least = rng.randint(1, SHARDS if scene.pairs else 1)
     if scene.hit(scene.until(process, lambda: len(scene.staged()) >= least)):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(GRACE)
-    scene.resume(["dvc", "exp", "run", scene.target])
+    scene.resume(["dvc", "exp", "run", scene.stage])
 
 
 def same_pairs(scene: Scene, rng: random.Random) -> None:
     """Two experiments at once on the same pairs, one killed or not: no shard is made twice."""
-    killed = _two_experiments(scene, rng, ["-S", "reflow.lr=0.001"], ["-S", "reflow.lr=0.003"])
+    killed = _two_experiments(scene, rng, [f"{LR}=0.001"], [f"{LR}=0.003"])
     if len(scene.staged()) != SHARDS:
         raise Failure(f"{len(scene.staged())} shards were staged for the same pairs")
-    scene.finish(["dvc", "repro", scene.target])
+    scene.finish(["dvc", "repro", scene.stage])
     scene.no_twice(killed)
     scene.same()
 
 
 def other_pairs(scene: Scene, rng: random.Random) -> None:
     """Two experiments at once on different pairs: each its own, and the first as ever."""
-    _two_experiments(scene, rng, ["-S", "reflow.lr=0.001"], ["-S", "generate.nfe=3"])
+    _two_experiments(scene, rng, [f"{LR}=0.001"], ["pairs.pairs2.nfe=3"])
     if len(scene.staged()) != 2 * SHARDS:
         raise Failure(f"{len(scene.staged())} shards were staged for two sets of pairs")
     begun = len(scene.made())
-    scene.finish(["dvc", "repro", scene.target])
+    scene.finish(["dvc", "repro", scene.stage])
     if len(scene.made()) != begun:
         raise Failure("shards were made again")
     scene.same()
@@ -82,7 +83,7 @@ def _two_experiments(scene: Scene, rng: random.Random, one: list[str], other: li
     Returns the number of kills.
     """
     scene.commit()
-    commands = [["dvc", "exp", "run", "--temp", *what, "reflow@2"] for what in (one, other)]
+    commands = [["dvc", "exp", "run", "--temp", "-S", *what, TARGET] for what in (one, other)]
     first = scene.start(commands[0])
     time.sleep(rng.uniform(0, 2))
     scene.hit(first.poll() is None)
@@ -115,7 +116,7 @@ def queued(scene: Scene, rng: random.Random) -> None:
         scene.finish(["dvc", "queue", "remove", "--all"])
         if still := _work_off(scene, None):
             raise Failure(f"{still} queued experiments failed again")
-    scene.finish(["dvc", "repro", scene.target])
+    scene.finish(["dvc", "repro", scene.stage])
     scene.no_twice(kills=failed)
     scene.same()
 
@@ -123,12 +124,12 @@ def queued(scene: Scene, rng: random.Random) -> None:
 def _work_off(scene: Scene, kill_at: int | None) -> int:
     """Queues two experiments on the same pairs, waits for two workers to do them; how many
     failed."""
-    scene.finish(["dvc", "exp", "run", "--queue", "-S", "reflow.lr=0.001,0.003", "reflow@2"])
+    scene.finish(["dvc", "exp", "run", "--queue", "-S", f"{LR}=0.001,0.003", TARGET])
     scene.finish(["dvc", "queue", "start", "-j", "2"])
     deadline = time.monotonic() + 240
     while True:
         if kill_at is not None and len(scene.staged()) >= kill_at:
-            for pid in scene.pids("pipeline.work.pair_job"):
+            for pid in scene.pids("pipeline.stages.generate"):
                 os.kill(pid, signal.SIGKILL)
             kill_at = None
         states = scene.finish(["dvc", "queue", "status"]).split()

@@ -1,7 +1,7 @@
 """Faults inside worker processes, which Python imports this module into at their start.
 
 ``FAULT`` is ``kind:shard:times`` (times 0: always); each time is counted by a file in
-``FAULT_HOME``, where every shard that is made is logged, too.
+``FAULT_HOME``, where every shard that is made and every measurement are logged, too.
 """
 
 import importlib.util
@@ -51,19 +51,40 @@ def guard(make):
     return make_shard
 
 
+def logged(keep):
+    def write(self, document, value):
+        keep(self, document, value)
+        with (Path(HOME) / "measured").open("a") as log:
+            log.write(f"{self._file(document).name}\n")
+
+    return write
+
+
+def guard_tasks(module):
+    module.make_shard = guard(module.make_shard)
+
+
+def guard_results(module):
+    module.Results.keep = logged(module.Results.keep)
+
+
+GUARDS = {"pipeline.workers.tasks": guard_tasks, "pipeline.work.results": guard_results}
+
+
 class Finder:
-    """Guards ``pipeline.workers.tasks`` as it is imported."""
+    """Guards modules as they are imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "pipeline.workers.tasks":
+        if name not in GUARDS:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            module.make_shard = guard(module.make_shard)
+            GUARDS[name](module)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -1,33 +1,34 @@
-"""Attacks on files: damaged, lost, left over, and no room for them."""
+"""Attacks on files: corrupted, lost, left over, and no space for them."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.scene import SHARDS, Attack, Failure, Scene
+from tests.faults.scene import SHARDS, Attack, Failure, Scene, work_of
 
 RFPP = [sys.executable, "-m", "pipeline.cli.main"]
 
 
 def corrupted(how: str) -> Attack:
-    """Damage to what is staged between two runs; it is found by name and made again."""
+    """What is staged is corrupted between two runs; it is found by name and made again."""
 
     def attack(scene: Scene, rng: random.Random) -> None:
         scene.half_done(2)
-        if scene.stage == "generate":
+        if scene.pairs:
             marker = rng.choice(scene.staged())
             data = marker.parent.parent / _shard_file(int(marker.stem))
-            named = f"shard {int(marker.stem)} is made again"
+            named = f"pairs: shard {int(marker.stem)} is "
         else:
             marker = scene.staged()[-1]  # the one that would be taken
             data = marker.with_suffix(".safetensors")
-            named = f"step {int(marker.stem.partition('-')[2])} is damaged and passed over"
-        corruption(how, scene.hit(data), marker, rng)
+            named = f"step {int(marker.stem.partition('-')[2])} is corrupted and skipped"
+        corrupt(how, scene.hit(data), marker, rng)
         said = scene.finish()
         if how != "lost marker" and named not in said:
             raise Failure(f"{how}: not said: {said[-300:]}")
@@ -40,7 +41,7 @@ def _shard_file(shard: int) -> str:
     return f"images/c/{shard}/0/0/0"
 
 
-def corruption(how: str, data: Path, marker: Path, rng: random.Random) -> None:
+def corrupt(how: str, data: Path, marker: Path, rng: random.Random) -> None:
     """In place: the mode and the hard links, which DVC trusts, stay as they are."""
     content = data.read_bytes()
     match how:
@@ -64,13 +65,13 @@ def corruption(how: str, data: Path, marker: Path, rng: random.Random) -> None:
             raise ValueError(how)
 
 
-def damaged_publication(scene: Scene, rng: random.Random) -> None:
-    """Pairs damaged after publishing: refused by name, and brought back by dvc or --repair."""
-    store, shard = scene.path / "data/pairs_2.zarr", rng.randrange(SHARDS)
+def corrupted_publication(scene: Scene, rng: random.Random) -> None:
+    """Pairs corrupted after publishing: refused by name, and brought back by dvc or --repair."""
+    store, shard = scene.path / "data/pairs2.zarr", rng.randrange(SHARDS)
     marker = store / f"commits/{shard:06d}.json"
     how = rng.choice(["truncated", "empty", "missing", "bit"])
     _link_to_cache(scene, store / _shard_file(shard))
-    corruption(how, scene.hit(store / _shard_file(shard)), marker, rng)
+    corrupt(how, scene.hit(store / _shard_file(shard)), marker, rng)
     verify = [*RFPP, "pairs", "verify", str(store)]
     for command in (scene.command, verify):
         said = scene.finish(command, code=2)
@@ -80,7 +81,7 @@ def damaged_publication(scene: Scene, rng: random.Random) -> None:
         said = scene.finish([*verify, "--repair"])
         if f"forgot shard(s) {shard};" not in said or marker.exists():
             raise Failure(f"{how}: not repaired: {said[-300:]}")
-    scene.finish(["dvc", "repro", "reflow@2"])
+    scene.finish(["dvc", "repro", "train@flow2"])
     scene.finish(verify)
     scene.same()
 
@@ -95,14 +96,14 @@ def _link_to_cache(scene: Scene, file: Path) -> None:
     file.chmod(0o444)
 
 
-def damaged_metadata(scene: Scene, rng: random.Random) -> None:
+def corrupted_metadata(scene: Scene, rng: random.Random) -> None:
     """The metadata of staged pairs is a function of the params, and written again."""
     scene.half_done(2)
     kept, begun = len(scene.staged()), len(scene.made())
     store = scene.staged()[0].parent.parent
     name = rng.choice(["zarr.json", "images/zarr.json", "labels/zarr.json"])
     how = rng.choice(["truncated", "empty", "missing"])
-    corruption(how, scene.hit(store / name), store / name, rng)
+    corrupt(how, scene.hit(store / name), store / name, rng)
     said = scene.finish()
     if "the metadata is written again" not in said:
         raise Failure(f"{how} {name}: not said: {said[-300:]}")
@@ -111,43 +112,63 @@ def damaged_metadata(scene: Scene, rng: random.Random) -> None:
     scene.same()
 
 
-def damaged_images(scene: Scene, rng: random.Random) -> None:
+def corrupted_images(scene: Scene, rng: random.Random) -> None:
     """The real images, which every file of theirs can lose: refused, and prepared again."""
     images = scene.path / "data/images.zarr/train"
     name = rng.choice(["images/c/0/0/0/0", "labels/c/0"])
     how = rng.choice(["truncated", "empty", "missing", "bit"])
     _link_to_cache(scene, images / name)
-    corruption(how, scene.hit(images / name), images / name, rng)
+    corrupt(how, scene.hit(images / name), images / name, rng)
     said = scene.finish(code=2)
-    if "data/images.zarr is damaged" not in said or "Traceback" in said:
+    if not re.search("data/images.zarr is (corrupted|damaged)", said) or "Traceback" in said:
         raise Failure(f"{how} {name}: not said: {said[-300:]}")
-    scene.finish(["dvc", "repro", "pretrain"])
+    scene.finish(["dvc", "repro", "train@flow1"])
     scene.same()
 
 
-def damaged_finish(scene: Scene, rng: random.Random) -> None:
-    """A finished training is kept for later; damaged there, it is made again from its state."""
+def corrupted_finish(scene: Scene, rng: random.Random) -> None:
+    """A finished training that is corrupted in .work is made again from its last state."""
     scene.finish()
     scene.product.unlink()
     name = rng.choice(["flow-*.safetensors", "loss-*.csv"])
-    kept = next((scene.path / ".work").glob(f"{scene.folder}/*/{name}"))
-    corruption(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
+    kept = next(scene.work()[0].glob(name))
+    corrupt(rng.choice(["truncated", "empty", "bit"]), scene.hit(kept), kept, rng)
     said = scene.finish()
-    if "is made again from the last state" not in said:
+    if "corrupted; it is trained again from the last state" not in said:
         raise Failure(f"not said: {said[-300:]}")
     scene.same()
 
 
-def damaged_model(scene: Scene, rng: random.Random) -> None:
-    """A damaged teacher is refused in one line, nothing is made of it, and dvc brings it back."""
+def corrupted_measurement(scene: Scene, rng: random.Random) -> None:
+    """Features and measurements that are staged: a corrupted one alone is computed again."""
+    scene.finish()
+    kept, measured = scene.done_for_good(), len(scene.measured())
+    one = scene.hit(rng.choice(list(kept)))
+    corrupt(rng.choice(["truncated", "empty", "bit", "missing"]), one, one, rng)
+    damaged_at = one.stat().st_mtime_ns if one.exists() else 0
+    for out in scene.about.outs:
+        path = scene.path / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    scene.finish()
+    after = scene.done_for_good()
+    if changed := [path for path in kept if path != one and after[path] != kept[path]]:
+        raise Failure(f"computed again, though intact: {changed}")
+    again = len(scene.measured()) - measured
+    if after[one] == damaged_at or again != (scene.verb == "evaluate"):
+        raise Failure(f"{one.name} was corrupted; {again} measurements were made again")
+    scene.same()
+
+
+def corrupted_model(scene: Scene, rng: random.Random) -> None:
+    """A corrupted teacher is refused in one line, and nothing made of it; dvc restores it."""
     model = scene.hit(scene.path / "models/flow1.safetensors")
     _link_to_cache(scene, model)
     how = rng.choice(["truncated", "empty", "bit"])
-    corruption(how, model, model, rng)
+    corrupt(how, model, model, rng)
     said = scene.finish(code=2)
     if "models/flow1.safetensors is " not in said or "Traceback" in said or scene.staged():
         raise Failure(f"{how}: not named: {said[-300:]}")
-    scene.finish(["dvc", "repro", "generate@2"])
+    scene.finish(["dvc", "repro", "generate@pairs2"])
     scene.same()
 
 
@@ -157,9 +178,9 @@ def leftovers(scene: Scene, rng: random.Random) -> None:
     scene.half_done(1)
     own = scene.staged()[0].parent
     other = own.with_name("0" * 16)
-    if scene.stage == "generate":
+    if scene.pairs:
         own, other = own.parent.parent, own.parent.parent.with_name("0" * 16)
-        halves = [scene.path / "data/.pairs_2.zarr.partial/zarr.json",
+        halves = [scene.path / "data/.pairs2.zarr.partial/zarr.json",
                   own / "pairs.zarr/commits/.000011.json.1.partial"]  # fmt: skip
     else:
         halves = [scene.path / f"models/.{scene.product.name}.1.partial",
@@ -176,11 +197,12 @@ def leftovers(scene: Scene, rng: random.Random) -> None:
 
 
 def full_disk(scene: Scene, rng: random.Random) -> None:
-    """No space left: an error in a line, nothing half made is kept, and on with more space."""
+    """No space left is one line; nothing half made stays, and with more space it resumes."""
     work = scene.path / ".work"
     work.mkdir(exist_ok=True)
-    private = scene.stage == "generate" and "PREFECT_API_URL" not in scene.env
-    whole = sum(p.stat().st_size for p in scene.truth.path.glob(f".work/{scene.folder}/**/*"))
+    private = scene.pairs and "PREFECT_API_URL" not in scene.env
+    there = work_of(scene.truth, scene.stage)
+    whole = sum(path.stat().st_size for folder in there for path in folder.rglob("*"))
     if private:  # Prefect's database of some 5 MB is on the full disk, too
         whole = 7 << 20
     size = f"size={int(rng.uniform(0.2, 0.7) * whole) >> 10}k"
