@@ -1,4 +1,4 @@
-"""Stage ``train@flow``: a row of ``flows`` -> models/<flow>.safetensors, curves/loss/<flow>.csv."""
+"""Stage ``train@flow``: a row of ``flows`` -> models/<flow>.safetensors and its loss curve."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def code_of(flow: Flow, solver: str) -> dict[str, str]:
     roots = [identity.Name("rfpp_core.config.build", "field"),
              identity.Name("rfpp_core.sampling.flow", "Flow"),
              *(identity.Name("pipeline.work.evaluation_job", name)
-               for name in ("drawn", "measures", "straightness", "inversion", "spent"))]  # fmt: skip
+               for name in ("drawn", "measures", "straightness", "inversion",
+                            "spent"))]  # fmt: skip
     return identity.digests(roots, {arch.arch, arch.precond, "uniform", "karras", solver})
 
 
@@ -72,9 +73,7 @@ def table(
     return rows
 
 
-def primary_metrics(
-    real: Reference, rows: list[Row]
-) -> dict[str, dict[str, float | None]]:
+def primary_metrics(real: Reference, rows: list[Row]) -> dict[str, dict[str, float | None]]:
     """What ``dvc exp show`` shows: the distances, and agreement; the rest is in the table."""
     found: dict[str, dict[str, float | None]] = {}
     for net, of_net in real.rows.items():
@@ -85,9 +84,7 @@ def primary_metrics(
     return found
 
 
-def samplers(
-    section: Evaluate, start: float, row: FlowRow
-) -> list[tuple[SamplerConfig, int]]:
+def samplers(section: Evaluate, start: float, row: FlowRow) -> list[tuple[SamplerConfig, int]]:
     """Each (sampler, number of sampling seeds) of a flow's table; that of many evaluations last.
 
     Those of an imported EDM, which starts below t = 1, are by its own sampler.

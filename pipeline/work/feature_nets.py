@@ -43,9 +43,7 @@ def net_digest(net: str, section: Features, weights: dict[str, Tensor]) -> str:
     return ""
 
 
-def extractors(
-    section: Features, classifier: Classifier | None
-) -> dict[str, Extract]:
+def extractors(section: Features, classifier: Classifier | None) -> dict[str, Extract]:
     """The feature nets that the params name, in that order."""
     device = runtime.device()
     found: dict[str, Extract] = {}

@@ -1,4 +1,4 @@
-"""Staging: work that can be interrupted lies in ``.work/<kind>/<identity>/`` until it is published.
+"""Staging: unfinished work lies in ``.work/<kind>/<identity>/`` until it is published.
 
 *Identity* is the digest of what determines the content and of nothing else.
 """

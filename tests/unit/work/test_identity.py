@@ -68,7 +68,8 @@ CHANGES = {
         {"u_shape"},
     ),
     "the builder of a time distribution": (
-        "rfpp_core.config.build", '"uniform": lambda p: times.uniform', '"uniform": lambda p: None',
+        "rfpp_core.config.build", '"uniform": lambda p: times.uniform',
+        '"uniform": lambda p: None',
         {"uniform"},
     ),
     "the builder of every time distribution": (
