@@ -2,8 +2,8 @@
 
 This process becomes their launcher: it starts them with the environment that torchrun would set,
 waits, and does nothing else.  On several machines torchrun itself starts them all (``torchrun ...
--m pipeline.stages.train flow2``).  A process that fails leaves its error in a
-file (``console.hand_over``); the launcher prints the first and ends the others, which die with it, too.
+-m pipeline.stages.train flow2``).  A process that fails leaves its error in a file
+(``console.hand_over``); the launcher prints the first and ends the others, which die with it.
 """
 
 from __future__ import annotations
