@@ -99,6 +99,7 @@ def test_adam_updates_the_weights_that_the_gradients_are_of(
         record_property("gradients of another layout", moved)
         align(params)
         assert all(p.grad.stride() == p.stride() for _, p in named)
+        assert all(torch.equal(p.grad, gradients[name]) for name, p in named)
 
     monkeypatch.setattr(trainer, "align_gradients", watched)
     go(state, recipe)

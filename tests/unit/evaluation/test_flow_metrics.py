@@ -7,11 +7,6 @@ import torch
 from rfpp_core.evaluation import flow_metrics
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def test_straightness():
     z = torch.randn(200, 3, dtype=torch.float64)
     straight = flow_metrics.straightness(lambda x, t, y=None: torch.ones_like(x) * 2, z)

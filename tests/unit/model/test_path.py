@@ -1,12 +1,6 @@
-import pytest
 import torch
 
 from rfpp_core.model import path
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
 
 
 def test_the_path_and_its_ends():

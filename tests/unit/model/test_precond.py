@@ -5,11 +5,6 @@ from rfpp_core.model import precond
 from rfpp_core.model.path import like
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 class Raw(torch.nn.Module):
     """An arbitrary smooth network."""
 

@@ -8,11 +8,6 @@ from rfpp_core.errors import UserError
 from tests.helpers import randomised, tiny_arch
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("precond", ["velocity", "edm"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32)])
 def test_networks_of_several_sizes(precond, shape):

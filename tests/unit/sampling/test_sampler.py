@@ -8,11 +8,6 @@ from rfpp_core.sampling.solvers import solve
 from tests.helpers import randomised, tiny_arch
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def test_samplers_spend_what_they_say():
     field = randomised(build.field(tiny_arch())).eval()
     for solver, nfe in (("euler", 1), ("heun", 8), ("heun", 35), ("midpoint", 18)):

@@ -16,11 +16,6 @@ from tests.unit.model.test_precond import Raw, edm_denoiser
 S, M = 0.5, 1.3
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def affine(s=S, m=M):
     """Exact velocity of N(m, s^2) data: v = -(m + k (x - u m)), u = 1 - t."""
 

@@ -27,11 +27,6 @@ IMAGES = torch.randint(
 RECIPE = Recipe(steps=12, batch=8, warmup=3, log_every=3, dropout=0.2, threads=1)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def run(steps=12, resume_from=None, recipe=RECIPE, tmp=None, images=IMAGES):
     """Trains to ``steps``; with ``resume_from`` it stops there, saves, and starts afresh."""
     torch.set_num_threads(1)
