@@ -169,7 +169,7 @@ def test_small_and_wide_stemmed_networks_are_imported(tmp_path, arch, changes):
     metadata = importing.convert(path, tmp_path / "flow.safetensors", say=said.append)
     assert metadata["architecture"]["channels"] == document["channels"]
     assert metadata["architecture"]["multipliers"] == document["multipliers"]
-    assert "does not tell its preconditioning" in said[0]
+    assert "does not state its preconditioning" in said[0]
     assert build.load_flow(tmp_path / "flow.safetensors").sample(1).shape == (1, 3, 16, 16)
     importing.convert(tmp_path / "flow.safetensors", tmp_path / "b.safetensors", say=said.append)
     assert len(said) == 1  # a file of ours tells
