@@ -26,13 +26,13 @@ NOT_FOLLOWED = {
     *(f"rfpp_core.{name}" for name in (
         *(f"config.{part}" for part in ("dataset", "evaluate", "flow", "network", "pairs",
                                         "params", "recipe", "rules", "section", "yaml_file")),
-        "errors", "images.buffers", "images.sources", "images.store", "interop.foreign", "interop.foreign",
+        "errors", "images.buffers", "images.sources", "images.store", "interop.foreign",
         "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "pairs.verify",
         "storage.checkpoint", "storage.downloads", "storage.files", "storage.zarr_arrays",
         "training.train_config",
     )),
-    *(f"pipeline.{name}" for name in ("artifacts", "console", "settings", "work.ledger",
-                                      "work.workdir", "workers.launch")),
+    *(f"pipeline.{name}" for name in ("artifacts", "console", "settings", "work.identity",
+                                      "work.ledger", "work.workdir", "workers.launch")),
 }  # fmt: skip
 
 

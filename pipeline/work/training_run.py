@@ -115,14 +115,12 @@ class Prepared(NamedTuple):
     config: TrainConfig
 
 
-def prepare(
-    job: Job, loaded: Loaded, work: Path, device: torch.device, rank: runtime.Rank
-) -> Prepared:
+def prepare(job: Job, loaded: Loaded, device: torch.device, rank: runtime.Rank) -> Prepared:
     """Puts together what determines the weights; the identity covers all code used here."""
     recipe, seed = job.recipe, job.seed
     runtime.exact_training(device, tf32=recipe.precision == "tf32")
     torch.set_num_threads(recipe.threads)
-    perceptual = perceptual_net.load(recipe.loss, job.params.dataset, work, device)
+    perceptual = perceptual_net.load(recipe.loss, job.params.dataset, device)
     config = build.train_config(recipe, seed)
     field = build.field(job.architecture, recipe.dropout)
     checkpoint.load_into(field, checkpoint.load(job.start).tensors, str(job.start))
@@ -142,7 +140,7 @@ def _train(job: Job, work: workdir.Staging, model: Path, curve: Path, rank: runt
     buffers = _buffers(work)
     if not buffers.fills:  # the first of each machine fills what all there share
         distributed.wait()
-    prepared = prepare(job, _load(job, buffers), work.path, device, rank)
+    prepared = prepare(job, _load(job, buffers), device, rank)
     if buffers.fills:
         distributed.wait()
     rows = _resume(job, work.path, prepared.state)

@@ -163,8 +163,8 @@ def test_in_chunks_value_and_gradient_are_the_same(make, chunk):
     assert float((same - gradient).norm() / gradient.norm()) < 1e-4
 
 
-def test_the_params_choose_the_chunk(tmp_path, monkeypatch):
+def test_the_params_choose_the_chunk(monkeypatch):
     monkeypatch.setattr(perceptual_net, "lpips", lambda section: perceptual.LPIPS(None))
     cpu, section = torch.device("cpu"), Loss(perceptual="lpips", chunk=4)
-    assert perceptual_net.load(section, None, tmp_path, cpu).chunk == 4
+    assert perceptual_net.load(section, None, cpu).chunk == 4
     assert Loss().chunk == 0
