@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +46,18 @@ Row = dict[str, Any]  # of the table of a flow
 def code_of(flow: Flow, solver: str) -> dict[str, str]:
     """Digests of the code that draws with a solver and measures, by module."""
     arch = build.architecture_of(flow.metadata["architecture"])
+    return dict(_code(arch.arch, arch.precond, solver))
+
+
+@cache
+def _code(*used: str) -> tuple[tuple[str, str], ...]:
+    """The same, of values of params: it does not change while a stage runs."""
     roots = [identity.Name("rfpp_core.config.build", "field"),
              identity.Name("rfpp_core.sampling.flow", "Flow"),
              *(identity.Name("pipeline.work.evaluation_job", name)
                for name in ("drawn", "measures", "straightness", "inversion",
                             "spent"))]  # fmt: skip
-    return identity.digests(roots, {arch.arch, arch.precond, "uniform", "karras", solver})
+    return tuple(identity.digests(roots, {*used, "uniform", "karras"}).items())
 
 
 def table(
