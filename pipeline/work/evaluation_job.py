@@ -1,13 +1,14 @@
-"""What is measured of a flow, each measurement found again by what determines it.
+"""What is measured of a flow, each measurement cached by what determines it.
 
-That is: the flow's digest, the sampler, the sampling seed, n, the feature net, and the code that
-draws and measures.  So a killed evaluation resumes, and neither a moved file nor a renamed row
-measures anything again.
+That is: the flow's digest, which names the folder, its first time, the sampler, the seed, n, the
+kind of device, the feature net with its real features, and the code that draws and measures.  So a
+killed evaluation resumes, and neither a moved file nor a renamed row measures anything again.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -43,21 +44,43 @@ SHOWN = 64
 Row = dict[str, Any]  # of the table of a flow
 
 
-def code_of(flow: Flow, solver: str) -> dict[str, str]:
-    """Digests of the code that draws with a solver and measures, by module."""
+def key_of(
+    what: str, flow: Flow, sampler: SamplerConfig, functions: Sequence[str]
+) -> dict[str, Any]:
+    """What any measurement depends on, beside the flow's weights and architecture.
+
+    Args:
+        what: is measured.
+        flow: of which flow.
+        sampler: by which sampler.
+        functions: those of this module that measure it.
+    """
+    return {
+        "measured": what,
+        "start": flow.start,
+        "sampler": asdict(sampler),
+        "device": flow.device.type,
+        "code": code_of(flow, sampler, functions),
+    }
+
+
+def code_of(flow: Flow, sampler: SamplerConfig, functions: Sequence[str]) -> dict[str, str]:
+    """Digests of the code that builds a flow, draws with a sampler and measures, by module."""
     arch = build.architecture_of(flow.metadata["architecture"])
-    return dict(_code(arch.arch, arch.precond, solver))
+    grid = [] if sampler.times else [sampler.grid]
+    return dict(_code((arch.arch, arch.precond, sampler.solver, *grid), tuple(functions)))
 
 
 @cache
-def _code(*used: str) -> tuple[tuple[str, str], ...]:
+def _code(chosen: tuple[str, ...], functions: tuple[str, ...]) -> dict[str, str]:
     """The same, of values of params: it does not change while a stage runs."""
-    roots = [identity.Name("rfpp_core.config.build", "field"),
-             identity.Name("rfpp_core.sampling.flow", "Flow"),
-             *(identity.Name("pipeline.work.evaluation_job", name)
-               for name in ("drawn", "measures", "straightness", "inversion",
-                            "spent"))]  # fmt: skip
-    return tuple(identity.digests(roots, {*used, "uniform", "karras"}).items())
+    roots = [
+        identity.Name("rfpp_core.config.build", "flow_of"),
+        identity.Name("rfpp_core.runtime", "exact"),
+        identity.Name("rfpp_core.sampling.flow", "Flow"),
+        *(identity.Name("pipeline.work.evaluation_job", name) for name in functions),
+    ]
+    return identity.digests(roots, set(chosen))
 
 
 def table(
@@ -73,8 +96,8 @@ def table(
             for i in range(seeds):
                 values.append(measure(flow, real, sampler, config, i, found))
                 bar.update(section.n)
-            counted = {"evaluations of": asdict(sampler), "code": code_of(flow, sampler.solver)}
-            nfe = sampler.nfe or found.once(counted, partial(spent, flow, sampler))
+            key = key_of("evaluations", flow, sampler, ["spent"])
+            nfe = sampler.nfe or found.once(key, partial(spent, flow, sampler))
             rows.append(row_of(SamplerConfig(sampler.solver, nfe), section.n, values))
     return rows
 
@@ -118,8 +141,8 @@ def measure(
     Images are drawn only for feature nets that have not seen them.
     """
     section, values, agreement = config.evaluate, dict[str, float](), dict[str, float]()
-    drawing = {"sampler": asdict(sampler), "seed": config.seed, "set": i, "n": section.n,
-               "device": flow.device.type, "code": code_of(flow, sampler.solver)}  # fmt: skip
+    drawing = key_of("distances", flow, sampler, ["drawn", "measures"])
+    drawing |= {"seed": config.seed, "set": i, "n": section.n}
     sample: Sample | None = None
     for net in real.extractors:
         key = {**drawing, "net": real.digests[net], "neighbours": section.neighbours}
@@ -172,19 +195,22 @@ def row_of(sampler: SamplerConfig, n: int, found: list[dict[str, float]]) -> Row
 def properties(
     flow: Flow, config: Params, found: Results, held_out: Images, images: str
 ) -> dict[str, Any]:
-    """Straightness, round trip and noise of a flow, for its metrics file."""
-    section, device = config.evaluate, flow.device.type
-    paths = found.once(
-        {"straightness": section.straightness_n, "seed": config.seed, "device": device,
-         "code": code_of(flow, "euler")},
-        lambda: straightness(flow, config),
-    )  # fmt: skip
-    inverted = flow_metrics.Inversion(*found.once(
-        {"inversion": section.solver, "nfe": ROUND_TRIP_NFE, "images": images, "device": device,
-         "code": code_of(flow, section.solver)},
-        lambda: inversion(flow, held_out, section.solver),
-    ))  # fmt: skip
-    noise = inverted._asdict()
+    """Straightness, round trip and noise of a flow, for its metrics file.
+
+    Args:
+        flow: which is measured.
+        config: params.
+        found: measurements of the flow.
+        held_out: real images that are inverted.
+        images: digest of the set they are of.
+    """
+    key = key_of("straightness", flow, SamplerConfig("euler"), ["straightness"])
+    key |= {"n": config.evaluate.straightness_n, "seed": config.seed}
+    paths = found.once(key, lambda: straightness(flow, config))
+    sampler = inverting(config.evaluate.solver)
+    key = key_of("inversion", flow, sampler, ["inversion"]) | {"images": images}
+    values = found.once(key, lambda: inversion(flow, held_out, sampler))
+    noise = flow_metrics.Inversion(*values)._asdict()
     return {
         "straightness": rounded(paths),
         "round_trip": rounded(noise.pop("round_trip")),
@@ -200,10 +226,14 @@ def straightness(flow: Flow, config: Params) -> float:
     return flow_metrics.straightness(flow.field, z, y, flow.start)
 
 
-def inversion(flow: Flow, held_out: Images, solver: str) -> flow_metrics.Inversion:
-    """Held-out images to noise and back at 8 evaluations each way."""
-    solver = solver if properties_of(solver).invertible else "euler"
-    sampler = SamplerConfig(solver, ROUND_TRIP_NFE)
+def inverting(solver: str) -> SamplerConfig:
+    """The sampler of the round trip, 8 evaluations each way; Euler's for a solver without an
+    inverse."""
+    return SamplerConfig(solver if properties_of(solver).invertible else "euler", ROUND_TRIP_NFE)
+
+
+def inversion(flow: Flow, held_out: Images, sampler: SamplerConfig) -> flow_metrics.Inversion:
+    """Held-out images to noise and back."""
     which = np.linspace(0, len(held_out.images) - 1, min(MOST, len(held_out.images))).astype(int)
     x = pixels.to_float(torch.from_numpy(held_out.images[which]))
     y = held_out.labels[which].tolist() if flow.classes else None

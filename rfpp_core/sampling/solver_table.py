@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from rfpp_core.choices import Choices
 from rfpp_core.errors import quoted
 
 Last = Literal["full", "euler"]
@@ -25,7 +26,7 @@ class Properties(NamedTuple):
     float64: bool = False  # whether its state is in double precision
 
 
-SOLVERS = {
+SOLVERS: Choices[Properties] = {
     "euler": Properties(stages=1),
     "heun": Properties(),
     "midpoint": Properties(),
