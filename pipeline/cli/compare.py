@@ -54,7 +54,10 @@ def compare(
         str, typer.Option(help="Git revision that the experiments started from")
     ] = "HEAD",
 ) -> None:
-    """Compares flows over training seeds, from DVC's experiments: paired 95 % t-intervals."""
+    """Compares flows over training seeds.
+
+    Reads DVC's experiments; prints distances and paired differences with 95 % t-intervals.
+    """
     config = params.load()
     flows = list(config.flows)
     baseline = to or flows[min(1, len(flows) - 1)]

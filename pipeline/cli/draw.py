@@ -1,4 +1,4 @@
-"""``rfpp sample``: images of a model file, or of a training that still runs."""
+"""``rfpp sample``: draws images from a model file, or from a training that still runs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,39 @@ if TYPE_CHECKING:
 
     from rfpp_core.sampling.flow import Flow
 
-ROW, ROWS = 8, 16  # of a conditional flow's grid, unless --n says
+ROW, ROWS = 8, 16  # columns and most rows of a conditional flow's grid, without --n
 
 
 @runtime.enough_memory("lower --n, free the device or set RFPP_DEVICE=cpu")
 def sample(
     model: Annotated[
-        Path, typer.Option(help="model file, or a training's state or folder in .work")
+        Path, typer.Option(help="model file, or a folder of .work/train or a state in it")
     ] = DEFAULT_MODEL,
-    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
-    n: Annotated[int | None, typer.Option(help="how many images [64; 8 a class]")] = None,
+    nfe: Annotated[int, typer.Option(help="network evaluations (NFE) per image")] = 1,
+    n: Annotated[
+        int | None, typer.Option(help="number of images [64; of a conditional flow 8 per class]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    label: Annotated[int | None, typer.Option(help="class; a class a row without")] = None,
-    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
-    solver: Annotated[str | None, typer.Option(help="euler up to 8 NFE, else heun; also midpoint, "
-                                                    "anchored, edm-heun, rk45")] = None,
-    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
-    out: Annotated[Path, typer.Option(help=".png for a grid, .npz for arrays")] = Path("grid.png"),
-) -> None:  # fmt: skip
-    """Draws images from one model file; an .npz has their labels (-1 for none)."""
+    label: Annotated[
+        int | None, typer.Option(help="class of the images [a row per class]")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="guidance scale; 1 for none")] = 1.0,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="euler, heun, midpoint, anchored, edm-heun or rk45 [euler up to 8 NFE, else heun]"
+        ),
+    ] = None,
+    grid: Annotated[str, typer.Option(help="uniform, karras, or times such as 1,0.8")] = "uniform",
+    out: Annotated[
+        Path, typer.Option(help="file to write: .png for a grid, .npz for arrays")
+    ] = Path("grid.png"),
+) -> None:
+    """Draws images from a model file.
+
+    With the same seed, image i starts from the same noise for every flow.  An .npz also holds
+    labels, -1 for none.
+    """
     import numpy as np
 
     from pipeline.console import save_arrays, save_grid
@@ -49,9 +63,9 @@ def sample(
     rows = out.suffix == ".png" and label is None and flow.classes > 0
     n = n if n is not None else ROW * min(flow.classes, ROWS) if rows else 64
     sampler = sampler_for(flow, nfe, solver, grid, guidance)
-    if n * 16 * math.prod(flow.shape) > runtime.memory():  # float32, and again
-        raise UserError(f"--n is {n}: so many images do not fit into memory; draw them in parts, "
-                        f"with other seeds")  # fmt: skip
+    if n * 16 * math.prod(flow.shape) > runtime.memory():  # float32, and a copy
+        raise UserError(f"--n is {n}: so many images do not fit into memory; draw fewer at a "
+                        f"time, with other seeds")  # fmt: skip
     columns = max(1, -(-n // flow.classes) if rows else round(max(n, 0) ** 0.5))
     labels = flow.labels(n, seed, None if label is None else [label])
     if rows:

@@ -1,6 +1,6 @@
-"""``rfpp invert | interpolate | translate``: what a flow is good for beside drawing.
+"""``rfpp invert``, ``interpolate`` and ``translate``: a flow applied to given images.
 
-All take image files, a folder or a zip, of any size: they are cut to the flow's own.
+All take image files, folders or zips; images of any size are cut and resized to the flow's own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rfpp_core.sampling.sampler import SamplerConfig
 Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
 Out = Annotated[Path, typer.Option(help="folder for the results")]
-Nfe = Annotated[int, typer.Option(help="network evaluations each way")]
+Nfe = Annotated[int, typer.Option(help="network evaluations (NFE) each way")]
 Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, edm-heun or rk45")]
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
 OUT = Path("edited")
-MOST = 1000  # images of a strip
+MOST = 1000  # images in a strip
 enough_memory = runtime.enough_memory("give fewer images, free the device or set RFPP_DEVICE=cpu")
 
 
@@ -39,7 +39,10 @@ def invert(
     images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
 ) -> None:  # fmt: skip
-    """Images to their noises, and back: noises.npz and a strip of image, noise, reconstruction."""
+    """Inverts images to noise, and decodes it again.
+
+    Writes noises.npz and strip.png: image, noise and reconstruction.
+    """
     flow, x, sampler = _open(model, images, solver, nfe)
     labels = _labels(label)
     z = flow.invert(x, sampler, labels)
@@ -55,9 +58,12 @@ def invert(
 def interpolate(
     images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
-    steps: Annotated[int, typer.Option(help="images a strip, ends included")] = 10,
+    steps: Annotated[int, typer.Option(help="images in the strip, both ends included")] = 10,
 ) -> None:  # fmt: skip
-    """Between the first two images, by spherical interpolation of their noises."""
+    """Interpolates between the first two images.
+
+    Their noise is interpolated spherically and decoded.  Writes strip.png and noises.npz.
+    """
     flow, x, sampler = _open(model, images, solver, nfe)
     if len(x) < 2 or not 2 <= steps <= MOST:
         raise UserError(f"interpolation takes two images and 2 to {MOST} steps; got {len(x)} and "
@@ -73,11 +79,17 @@ def interpolate(
 def translate(
     images: Paths,
     source: Annotated[int, typer.Option("--from", help="class of the images")],
-    target: Annotated[int, typer.Option("--to", help="class to make of them")],
+    target: Annotated[int, typer.Option("--to", help="class to translate them to")],
     model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8, solver: Solver = "euler",
-    guidance: Annotated[float, typer.Option(help="guidance scale towards the new class")] = 1.0,
+    guidance: Annotated[
+        float, typer.Option(help="guidance scale of the new class; 1 for none")
+    ] = 1.0,
 ) -> None:  # fmt: skip
-    """Images of one class to another: inverted under one label, decoded under the other."""
+    """Translates images of one class to another.
+
+    They are inverted under one label and decoded under the other.  Writes strip.png, a row per
+    image, and noises.npz.
+    """
     flow, x, sampler = _open(model, images, solver, nfe)
     if not flow.classes:
         raise UserError(f"{model} was trained without labels (conditional: false in its network)")

@@ -1,4 +1,4 @@
-"""``rfpp``: presets, sampling, pair stores and staged work from the command line."""
+"""The ``rfpp`` command: params files, drawing and editing images, pair stores, staged work."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rfpp_core.errors import Corrupted, UserError, quoted
 from rfpp_core.sampling.flow import sampler_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None,
-                  help="From a set of images to a one-step generator.")  # fmt: skip
-pairs_app = typer.Typer(no_args_is_help=True, help="Check and digest pair stores.")
-app.add_typer(pairs_app, name="pairs")
-app.add_typer(work.app, name="work")
+                  rich_markup_mode=None)  # fmt: skip
+pairs_app = typer.Typer(no_args_is_help=True, help="Check, repair or import noise/image pairs.")
 
 USAGE: Any = typer.BadParameter.__mro__[1]  # a command line that cannot be parsed
 
 
 app.command()(presets.preset)
 app.command()(draw.sample)
+app.command()(edit.invert)
+app.command()(edit.interpolate)
+app.command()(edit.translate)
 app.command()(compare.compare)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(f"rfpp {metadata.version('rfpp')}")
         raise typer.Exit
 
@@ -45,24 +45,35 @@ def _version(asked: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="print the version"),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """From a set of images to a one-step generator."""
+    """From a set of images to a generator that draws new ones in one network call.
+
+    \b
+    rfpp preset digits   puts a complete params.yaml in place
+    dvc repro            trains, generates pairs, trains on them and evaluates
+    rfpp sample          draws images from the result
+
+    Every stage resumes where it was interrupted; report/index.html shows the results.
+    """
 
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help=".onnx, or .pt2 of torch.export")],
+    out: Annotated[Path, typer.Argument(help="file to write: .onnx, or .pt2 for torch.export")],
     model: Annotated[Path, typer.Option(help="model file")] = DEFAULT_MODEL,
-    nfe: Annotated[int, typer.Option(help="network evaluations an image")] = 1,
-    guidance: Annotated[float, typer.Option(help="guidance scale, 1 for none")] = 1.0,
+    nfe: Annotated[int, typer.Option(help="network evaluations (NFE) per image")] = 1,
+    guidance: Annotated[float, typer.Option(help="guidance scale; 1 for none")] = 1.0,
     solver: Annotated[
-        str | None, typer.Option(help="euler up to 8 NFE, else heun; not edm-heun, rk45")
+        str | None,
+        typer.Option(help="euler, heun, midpoint or anchored [euler up to 8 NFE, else heun]"),
     ] = None,
-    grid: Annotated[str, typer.Option(help="uniform, karras, or times: 1,0.8")] = "uniform",
+    grid: Annotated[str, typer.Option(help="uniform, karras, or times such as 1,0.8")] = "uniform",
 ) -> None:
-    """Writes a generator for other runtimes: noise (and label) in, images in [-1, 1] out."""
+    """Exports a flow to ONNX or torch.export.  Noise (and labels) in, images in [-1, 1] out."""
     from rfpp_core.config import build
     from rfpp_core.interop.onnx import export as write
 
@@ -75,18 +86,31 @@ def export(
 
 @app.command("import-checkpoint")
 def import_checkpoint(
-    source: Annotated[Path, typer.Argument(help="state dict, NVlabs pickle or safetensors")],
+    source: Annotated[
+        Path, typer.Argument(help="checkpoint: state dict, NVlabs pickle or safetensors")
+    ],
     target: Annotated[Path, typer.Argument(help="model file to write")],
-    arch: Annotated[Path | None, typer.Option(help="params file whose network it must be")] = None,
-    shape: Annotated[str, typer.Option(help="C,H,W of its images, with --arch")] = "3,32,32",
-    name: Annotated[
-        str | None, typer.Option("--network", help="its row of networks, with --arch")
+    arch: Annotated[
+        Path | None, typer.Option(help="params file with the network that it must fit")
     ] = None,
-    classes: Annotated[int, typer.Option(help="labels of a conditional network, with --arch")] = 0,
-    rectified: Annotated[bool, typer.Option(help="a flow from t = 1, as RF++'s own weights, "
-                                                 "not an EDM from t = 80/81")] = False,
-) -> None:  # fmt: skip
-    """Makes a model file of a foreign checkpoint; nothing in it is executed."""
+    shape: Annotated[
+        str, typer.Option(help="channels, height and width of its images, with --arch")
+    ] = "3,32,32",
+    name: Annotated[
+        str | None, typer.Option("--network", help="row of networks in that file, with --arch")
+    ] = None,
+    classes: Annotated[
+        int, typer.Option(help="number of labels of a conditional network, with --arch")
+    ] = 0,
+    rectified: Annotated[
+        bool,
+        typer.Option(
+            help="it is a rectified flow, which starts at t = 1, as RF++'s own weights do; "
+            "not an EDM, which starts at t = 80/81"
+        ),
+    ] = False,
+) -> None:
+    """Converts a checkpoint to a model file.  It is read as data; nothing in it is executed."""
     from rfpp_core.config import build, params
     from rfpp_core.interop import importing
 
@@ -112,7 +136,7 @@ def import_checkpoint(
 
 
 def _network(config: Params, name: str | None) -> NetworkRow:
-    """The row that is named, or the only one."""
+    """The named row, or the only one."""
     rows = config.networks
     if name is None and len(rows) == 1:
         return next(iter(rows.values()))
@@ -121,17 +145,18 @@ def _network(config: Params, name: str | None) -> NetworkRow:
     return rows[name]
 
 
-app.command()(edit.invert)
-app.command()(edit.interpolate)
-app.command()(edit.translate)
-
-
 @pairs_app.command("verify")
 def pairs_verify(
-    path: Path,
-    repair: Annotated[bool, typer.Option(help="forget damaged shards, to be made again")] = False,
+    path: Annotated[Path, typer.Argument(help="pair store, such as data/pairs2.zarr")],
+    repair: Annotated[
+        bool, typer.Option(help="drop corrupted shards, so that `dvc repro` regenerates them")
+    ] = False,
 ) -> None:
-    """Reads everything and checks digests, noise witness, distinct noise of unit variance."""
+    """Checks a pair store from end to end.
+
+    Every shard must have its digest, and every pair noise of its own, of unit variance, which its
+    seed still gives.
+    """
     from rfpp_core.pairs import markers
     from rfpp_core.pairs.store import PairStore
     from rfpp_core.pairs.verify import verify, wrong_with
@@ -144,7 +169,7 @@ def pairs_verify(
             store.forget(k)
         if lost := sorted({*lost, *corrupted}):
             names = ", ".join(map(str, lost))
-            print(f"{path}: forgot shard(s) {names}; `dvc repro` makes them again")
+            print(f"{path}: forgot shard(s) {names}; `dvc repro` regenerates them")
             return
     if wrong := verify(store):
         bad = [
@@ -156,15 +181,17 @@ def pairs_verify(
 
 @pairs_app.command("import")
 def pairs_import(
-    out: Annotated[Path, typer.Argument(help="store to make; an interrupted one goes on")],
+    out: Annotated[Path, typer.Argument(help="store to write; an interrupted import resumes")],
     images: Annotated[Path, typer.Option(help="samples.zip of the official RF++ code")],
-    noise: Annotated[Path, typer.Option(help="z.zip")],
-    labels: Annotated[Path | None, typer.Option(help="images_labels.csv")] = None,
-    solver: Annotated[str, typer.Option(help="what is said to have made them")] = "edm-heun",
-    nfe: Annotated[int, typer.Option(help="and at how many evaluations")] = 35,
-    grid: Annotated[str, typer.Option(help="and on which grid")] = "karras",
+    noise: Annotated[Path, typer.Option(help="its z.zip")],
+    labels: Annotated[Path | None, typer.Option(help="its images_labels.csv")] = None,
+    solver: Annotated[
+        str, typer.Option(help="solver that made the pairs, to record")
+    ] = "edm-heun",
+    nfe: Annotated[int, typer.Option(help="its network evaluations per pair, to record")] = 35,
+    grid: Annotated[str, typer.Option(help="its time grid, to record")] = "karras",
 ) -> None:
-    """Reads official pair archives into a store; a row of `pairs` trains on it."""
+    """Imports pair archives of the official RF++ code.  It prints the row of `pairs` to use."""
     from tqdm import tqdm
 
     from rfpp_core.interop import archives
@@ -178,29 +205,35 @@ def pairs_import(
         solver=solver, nfe=nfe, grid=grid,
     )  # fmt: skip
     print(
-        f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and deviation {found.std:.4f}; "
-        f"correlation with the images {found.coupling:.4f}\n"
+        f"{out}: {found.n} pairs; noise of mean {found.mean:.4f} and standard deviation "
+        f"{found.std:.4f}; correlation with the images {found.coupling:.4f}\n"
         f"pairs:\n  pairs2: {{teacher: flow1, source: import, path: {out}, "
         f"digest: {PairStore.open(out).digest(False)}}}"
     )
     if abs(found.coupling) < found.chance:
-        print(f"rfpp: noises and images look independent (correlation within {found.chance:.4f}): "
-              f"if these are a flow's pairs, this NumPy draws other noise than theirs did",
-              file=sys.stderr)  # fmt: skip
+        console.warn(f"noise and images look independent (correlation within {found.chance:.4f}): "
+                     f"if a flow made these pairs, NumPy now draws other noise than "
+                     f"then")  # fmt: skip
 
 
 @pairs_app.command("digest")
-def pairs_digest(path: Path) -> None:
-    """Digest of the decoded content, the same whoever made the shards in whatever order."""
+def pairs_digest(
+    path: Annotated[Path, typer.Argument(help="pair store, such as data/pairs2.zarr")],
+) -> None:
+    """Prints the digest of all pairs.  It depends on their content alone."""
     from rfpp_core.pairs.store import PairStore
 
     print(PairStore.open(path).digest())
 
 
+app.add_typer(pairs_app, name="pairs")
+app.add_typer(work.app, name="work")
+
+
 def entry() -> None:
-    """The ``rfpp`` command: what a user can get wrong is one line and exit code 2."""
+    """Runs the command; what a user can get wrong is one line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in another encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names of any encoding
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -209,7 +242,7 @@ def entry() -> None:
         sys.exit(1)
     except USAGE as error:
         text = error.format_message()
-        if "\n" in text:  # help, for a command without arguments
+        if "\n" in text:  # the help of a command without arguments
             error.show()
         else:
             print(f"rfpp: {quoted(text, 400)}", file=sys.stderr)
@@ -217,7 +250,7 @@ def entry() -> None:
     except UserError as error:
         console.complain(error)
         sys.exit(2)
-    except BrokenPipeError:  # what reads the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

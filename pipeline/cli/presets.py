@@ -1,7 +1,7 @@
-"""``rfpp preset``: a params file, with values set by hand, its comments kept.
+"""``rfpp preset``: writes a params file, optionally with some values changed.
 
-A preset is a whole params file, or the difference to another: ``extends: digits`` and the values
-that differ, which are put in their places in the other's text.
+A preset is a complete params file, or an overlay of another: ``extends: digits`` and the values
+that differ, which are put in their places in the other's text, so that its comments stay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rfpp_core.errors import UserError, quoted
 from rfpp_core.storage import files
 
 PRESETS = Path(__file__).parents[2] / "presets"
-NOW_ROWS = """what was where in your file:
+NOW_ROWS = """its sections are now tables of rows that you name:
   network                 -> a row of networks, such as networks.unet
   pretrain, reflow        -> rows of recipes; times.law is times.distribution now
   loss.name: lpips_huber  -> loss: {name: pseudo_huber, perceptual: lpips}, and lpips_huber_over_t
@@ -37,14 +37,14 @@ NOW_ROWS = """what was where in your file:
 
 
 def preset(
-    name: Annotated[str, typer.Argument(help="one of presets/, without .yaml")],
-    out: Annotated[Path | None, typer.Option(help="where to put it [params.yaml]")] = None,
+    name: Annotated[str, typer.Argument(help="name of a file in presets/, without .yaml")],
+    out: Annotated[Path | None, typer.Option(help="file to write [params.yaml]")] = None,
     values: Annotated[
         list[str] | None,
-        typer.Option("--set", help="recipes.reflow.steps=100, as often as you like"),
+        typer.Option("--set", help="value to change, such as seed=1; may be repeated"),
     ] = None,
 ) -> None:
-    """Puts a complete params file in place; an edited one is kept as params.yaml.bak1, ..."""
+    """Writes a complete params file.  An edited one is saved as params.yaml.bak1, ... before."""
     from rfpp_core.config import params
 
     if name not in names():
@@ -58,10 +58,10 @@ def preset(
         text = with_value(text, value)
     params.parse(yaml_file.parse(text, f"preset {name}"), f"preset {name}")
     if out.exists() and out.read_bytes() not in {text.encode(), *_untouched()}:
-        kept = next(p for i in count(1) if not (p := Path(f"{out}.bak{i}")).exists())
-        shutil.copy(out, kept)
-        print(f"your {out} is kept as {kept}")
-        if _is_earlier(kept):
+        saved = next(p for i in count(1) if not (p := Path(f"{out}.bak{i}")).exists())
+        shutil.copy(out, saved)
+        print(f"your {out} is saved as {saved}")
+        if _is_earlier(saved):
             print(NOW_ROWS)
     files.write_atomic(out, lambda part: part.write_text(text, encoding="utf-8"))
     more = f" with {', '.join(values)}" if values else ""
@@ -102,7 +102,7 @@ def _leaves(nodes: Mapping[str, Any], base: Any) -> Iterator[tuple[list[str], An
 
 
 def _untouched() -> Iterator[bytes]:
-    """Params files that nobody has edited."""
+    """Params files that were not edited."""
     for name in names():
         yield composed(name).encode()
 
@@ -120,7 +120,8 @@ def with_value(text: str, assignment: str) -> str:
     """A YAML document with one value set, ``recipes.reflow.steps=100``; all else stays as it is.
 
     Raises:
-        UserError: if the assignment is none, or leads through something that is no mapping.
+        UserError: if it is not an assignment, or its place is inside something other than a
+            mapping.
     """
     key, equals, value = assignment.partition("=")
     path = key.split(".")
@@ -130,21 +131,21 @@ def with_value(text: str, assignment: str) -> str:
     try:
         return _with(text, path, value.strip())
     except (UserError, yaml.YAMLError, ValueError, TypeError, RecursionError):
-        raise UserError(f"--set is '{quoted(assignment)}'; that is no value in YAML, or no place "
-                        f"in a params file") from None  # fmt: skip
+        raise UserError(f"--set is '{quoted(assignment)}'; that is not a value in YAML, or not a "
+                        f"place in a params file") from None  # fmt: skip
 
 
 def _with(text: str, path: list[str], value: str) -> str:
-    """A YAML document with the value at a path; raises ValueError where it cannot stand there."""
+    """A YAML document with the value at a path; ValueError if it cannot be placed there."""
     made = _place(text, yaml.compose(text, Loader=yaml.SafeLoader), path, value.strip())
     wanted = _merged(yaml_file.parse(text, "it"), path, yaml_file.parse(value, "it"))
     if yaml_file.parse(made, "it") != wanted:
-        raise ValueError("not in its place")
+        raise ValueError("it reads differently there")
     return made
 
 
 def _place(text: str, node: Any, path: list[str], value: str) -> str:
-    """Puts a value where it was, or as the last entry of the mapping that lacks it."""
+    """Replaces a value, or adds it as the last entry of the mapping that lacks it."""
     for i, key in enumerate(path):
         if not isinstance(node, yaml.MappingNode):
             raise ValueError("not a mapping")
@@ -160,8 +161,8 @@ def _place(text: str, node: Any, path: list[str], value: str) -> str:
             return f"{text[:at]}\n{' ' * node.start_mark.column}{entry}{text[at:]}"
         node = found
     start, end = node.start_mark.index, node.end_mark.index
-    kept = text[start:end]
-    gap = kept[len(kept.rstrip()) :] if isinstance(node, yaml.MappingNode) else ""
+    old = text[start:end]
+    gap = old[len(old.rstrip()) :] if isinstance(node, yaml.MappingNode) else ""
     return text[:start] + (value or "null") + gap + text[end:]
 
 
@@ -176,12 +177,12 @@ def _end_of(node: Any) -> int:
 
 
 def _name(key: str) -> str:
-    """A key as YAML, in quotes if it would be a number."""
+    """A key as YAML, in quotes if it would not be read as a string."""
     return key if isinstance(yaml_file.parse(key, "key"), str) else f'"{key}"'
 
 
 def _merged(document: Any, path: list[str], value: Any) -> Any:
-    """The document that is meant."""
+    """The document with the value at the path."""
     if not path:
         return value
     inner = document.get(path[0], {}) if document else {}

@@ -21,13 +21,13 @@ from rfpp_core.storage import files
 TYPES = {"training": dict, "code": dict, "architecture": dict, "shard": int}  # in an identity
 app = typer.Typer(
     no_args_is_help=True,
-    help="List, adopt or remove staged work: what runs left in .work/ to resume from.",
+    help="List, adopt or remove staged work.  It lies in .work/, for runs to resume from.",
 )
 
 
 @app.command("list")
 def list_() -> None:
-    """Shows staged work: name, size, and how far it is."""
+    """Lists staged work: name, size and progress."""
     for path in _staged():
         try:
             state = _state(path, _identity(path))
@@ -44,7 +44,7 @@ def adopt(
         str, typer.Option(help="reason, for the provenance")
     ] = "code changed harmlessly",
 ) -> None:
-    """Reuses work although the code has changed; results made from it record this."""
+    """Reuses work although the code changed.  Results made from it record this."""
     path = _find(name)
     try:
         document = _identity(path)
@@ -88,7 +88,7 @@ def clean(
     name: Annotated[str | None, typer.Argument(help="one entry; without a name, all")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="remove all without confirmation")] = False,
 ) -> None:
-    """Removes staged work; results that DVC tracks are not touched, nor work in use."""
+    """Removes staged work.  Results that DVC tracks are not touched, nor work in use."""
     found = [_find(name)] if name else _staged()
     if not name and found and not yes:
         size = sum(_size(path) for path in found)
@@ -163,7 +163,7 @@ def _is_readable(document: Mapping[str, Any]) -> bool:
 
 
 def _state(path: Path, document: Mapping[str, Any]) -> str:
-    """How far an entry is."""
+    """The progress of an entry."""
     if path.parent.name == "features":
         return f"{len(list(path.glob('*/*.safetensors')))} blocks"
     if path.parent.name == evaluation_job.KIND:

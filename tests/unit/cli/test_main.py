@@ -133,8 +133,8 @@ def test_a_guidance_that_is_no_scale(here, pictures, labelled, rfpp, command, sc
     (["preset", "digits", "--set", "recipes.reflow.stepz=3"],
      "unknown param 'recipes.reflow.stepz'"),
     (["preset", "digits", "--set", "reflow.steps=3"], "preset digits is of an earlier version"),
-    (["preset", "digits", "--set", "seed.x=3"], "no place in a params file"),
-    (["preset", "digits", "--set", "seed=[1"], "no value in YAML"),
+    (["preset", "digits", "--set", "seed.x=3"], "not a place in a params file"),
+    (["preset", "digits", "--set", "seed=[1"], "not a value in YAML"),
     (["preset", "digits", "--set", "seed=1\nx: 2"], "--set"),
 ])  # fmt: skip
 def test_odd_values(here, pictures, rfpp, args, message):

@@ -15,5 +15,5 @@ def test_pairs(here, rfpp):
     (here / "pairs.zarr/commits/000000.json").write_text("{}")
     done = rfpp("pairs", "verify", "--repair", "pairs.zarr", cwd=here)
     assert done.returncode == 0, done.stderr
-    assert "forgot shard(s) 0, 1; `dvc repro` makes them again" in done.stdout
+    assert "forgot shard(s) 0, 1; `dvc repro` regenerates them" in done.stdout
     assert PairStore.open(here / "pairs.zarr").missing() == [0, 1]

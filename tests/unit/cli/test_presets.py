@@ -163,12 +163,12 @@ def test_what_is_accepted_can_be_loaded(tmp_path, key, value):
     assert found == yaml_file.parse(value.strip(), "value")
 
 
-def test_presets_keep_what_was_edited(here, rfpp):
+def test_an_edited_params_file_is_saved(here, rfpp):
     assert rfpp("preset", "smoke", cwd=here).returncode == 0
     params = here / "params.yaml"
     params.write_text(params.read_text() + "# mine\n")
     done = rfpp("preset", "digits", cwd=here)
-    assert "kept as params.yaml.bak1" in done.stdout
+    assert "saved as params.yaml.bak1" in done.stdout
     assert (here / "params.yaml.bak1").read_text().endswith("# mine\n")
 
 
