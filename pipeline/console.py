@@ -1,4 +1,4 @@
-"""What people see of a stage: its exit code, its one line of error, its bars and image grids."""
+"""What a stage shows: its exit code, one line for an error, progress bars, image grids."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(run: Callable[..., None], *names: str) -> None:
         artifacts.library_caches()
         with stage_log.timed(*sys.argv[1:]):
             run(*sys.argv[1:])
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; Ctrl-C now would only deny it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done, and Ctrl-C would say otherwise
     except UserError as error:
         make_writable(error)
         _complain(told(error))
@@ -50,9 +50,7 @@ def main(run: Callable[..., None], *names: str) -> None:
         sys.exit(130)
     except Exception as error:  # safetensors and zarr wrap the OSError in errors of their own
         if lost_another(error):
-            _complain(
-                f"another process of this training is gone, and says why ({one_line(error)})"
-            )
+            _complain(f"another process of this training is gone and says why ({one_line(error)})")
             sys.exit(2)
         line = refusal(error)
         if line is None:
@@ -66,7 +64,7 @@ def main(run: Callable[..., None], *names: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line beside the results."""
+    """Prints a line to stderr."""
     print(f"rfpp: {escaped(text)}", file=sys.stderr, flush=True)
 
 
@@ -87,8 +85,8 @@ def one_line(error: object) -> str:
 
 
 def refusal(error: Exception) -> str | None:
-    """One line about a file that the operating system refuses, also where a library has wrapped
-    its error; None for any other error."""
+    """One line about a file that the operating system refuses, also if a library has wrapped its
+    error; None for any other error."""
     if not isinstance(error, OSError):
         wrapped = re.search(r"\(os error [0-9]+\)", str(error))
         return one_line(error) if wrapped or any(full in str(error) for full in FULL) else None
@@ -102,7 +100,7 @@ def refusal(error: Exception) -> str | None:
 
 
 def make_writable(error: UserError) -> None:
-    """Has DVC look into what was found damaged, instead of trusting it for being read-only."""
+    """Makes corrupted files writable, so that DVC checks them; it trusts read-only ones."""
     for file in getattr(error, "files", ()):
         files.make_writable(file)
 
@@ -114,14 +112,14 @@ def _complain(text: str) -> None:
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether a process of a training failed only because another did."""
+    """Whether a process of a training failed only because another one did."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection"))
 
 
 def hand_over(text: str, code: int) -> bool:
-    """Gives an error to the launcher of a training's processes, which prints the first of them;
-    False if there is none.  The name of the file says when it was, and the exit code."""
+    """Passes an error to the launcher of a training's processes, which prints the first one;
+    False if there is no launcher.  The file's name is the time and the exit code."""
     folder = os.environ.get("RFPP_ERRORS")
     if folder is None:
         return False
@@ -136,7 +134,7 @@ def hand_over(text: str, code: int) -> bool:
 
 
 class _Lines:
-    """Each state of a bar as a line of its own, for a log that is no terminal."""
+    """Prints each state of a bar on its own line, for logs."""
 
     def write(self, text: str) -> int:
         if line := text.strip("\r\n "):
@@ -148,13 +146,13 @@ class _Lines:
 
 
 def bar(what: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> tqdm[Any]:
-    """A progress bar in a terminal; in a log a line every 30 seconds, and none of what is quick.
+    """A progress bar in a terminal; in a log a line every 30 seconds, after the first 30.
 
     Args:
-        what: the stage.
-        total: of units.
+        what: name of the bar.
+        total: number of units.
         unit: such as img.
-        done: units done before, by a run that this one resumes.
+        done: units done by the run that this one resumes.
         quiet: show nothing (in all but the first of several processes).
     """
     terminal = sys.stderr.isatty()

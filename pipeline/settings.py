@@ -1,6 +1,6 @@
-"""The environment variables ``RFPP_*``: what cannot change a result.  All of them stand here.
+"""The environment variables ``RFPP_*``: settings that cannot change a result.
 
-A wrong value is one line, in every stage, though a later stage would read it.
+Every stage checks all of them, so that a wrong value is found at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rfpp_core.errors import UserError
 
 
 class Number(NamedTuple):
-    """A setting that is a number: its limits, whether it is whole, and what it is for."""
+    """A setting that is a number: its limits, whether it is a whole number, and its meaning."""
 
     least: float
     most: float
@@ -24,7 +24,7 @@ class Number(NamedTuple):
 
 
 class Words(NamedTuple):
-    """A setting that is text: its pattern, what is allowed in words, and what it is for."""
+    """A setting that is text: its pattern, the same in words, and its meaning."""
 
     pattern: str
     allowed: str
@@ -33,26 +33,26 @@ class Words(NamedTuple):
 
 SETTINGS: dict[str, Number | Words] = {
     "RFPP_CHECKPOINT_SECONDS": Number(0, 1e7, False, "seconds between training checkpoints"),
-    "RFPP_DASK": Words(r"[^\s]*", "an address", "address of a Dask scheduler for shards"),
+    "RFPP_DASK": Words(r"[^\s]*", "an address", "address of a Dask scheduler for generate"),
     "RFPP_DEVICE": Words(r"cpu|cuda(:[0-9]{1,4})?", "cpu, cuda or cuda:<index>",
-                         "where trainings and evaluation run"),
+                         "device of trainings and evaluation"),
     "RFPP_DEVICES": Words(r"[ ,]*((cpu|cuda:[0-9]{1,4})[ ,]*)*", "devices such as cuda:0,cuda:1",
-                          "workers of generate, one a device"),
-    "RFPP_MEMORY": Number(0, 1e6, False, "GiB of a training's set held in memory"),
+                          "devices of generate, a worker each"),
+    "RFPP_MEMORY": Number(0, 1e6, False, "GiB of training data in memory; more is memory-mapped"),
     "RFPP_PROCESSES": Number(1, 9999, True, "processes of a training"),
-    "RFPP_RETRIES": Number(0, 1e3, True, "of a shard"),
-    "RFPP_RETRY_SECONDS": Number(0, 1e5, False, "before the first retry of a shard, then doubled"),
-    "RFPP_SHARD_TIMEOUT": Number(0, 1e7, False, "seconds a shard may take; 0 for any"),
-    "RFPP_THREADS": Number(1, 9999, True, "micro-batches at a time on a CPU"),
+    "RFPP_RETRIES": Number(0, 1e3, True, "retries of a shard that fails"),
+    "RFPP_RETRY_SECONDS": Number(0, 1e5, False, "seconds before the first retry, then doubled"),
+    "RFPP_SHARD_TIMEOUT": Number(0, 1e7, False, "seconds that a shard may take; 0 for no limit"),
+    "RFPP_THREADS": Number(1, 9999, True, "micro-batches in parallel on a CPU"),
     "RFPP_WORKERS": Number(1, 9999, True, "workers of generate on a CPU"),
 }  # fmt: skip
 
 
 def check() -> None:
-    """Refuses wrong settings at once.
+    """Checks all settings.
 
     Raises:
-        UserError: naming the first.
+        UserError: naming the first that is wrong.
     """
     for name, setting in SETTINGS.items():
         if isinstance(setting, Number):
@@ -64,10 +64,10 @@ def check() -> None:
 
 
 def number(name: str, default: float) -> float:
-    """A setting that is a number.
+    """The value of a setting that is a number.
 
     Raises:
-        UserError: if it is none, or out of its limits.
+        UserError: if it is not a number within its limits.
     """
     setting = SETTINGS[name]
     assert isinstance(setting, Number)
@@ -84,23 +84,23 @@ def number(name: str, default: float) -> float:
 
 
 def checkpoint_seconds() -> float | None:
-    """Seconds between training checkpoints, if they are fixed."""
+    """Seconds between training checkpoints; None to choose them by their cost."""
     given = bool(os.environ.get("RFPP_CHECKPOINT_SECONDS"))
     return number("RFPP_CHECKPOINT_SECONDS", 0) if given else None
 
 
 def dask() -> str:
-    """Address of a Dask scheduler, or nothing."""
+    """Address of a Dask scheduler; empty for none."""
     return os.environ.get("RFPP_DASK", "")
 
 
 def devices() -> list[str]:
-    """The devices that are listed for workers; empty if none are."""
+    """The devices listed for workers; empty for the default."""
     return [name for name in re.split("[ ,]+", os.environ.get("RFPP_DEVICES", "")) if name]
 
 
 def memory() -> float:
-    """Bytes that a training's set may take in memory: by default half of the machine's."""
+    """Bytes that training data may take in memory; by default half of the machine's memory."""
     return number("RFPP_MEMORY", runtime.memory() / 2**31) * 2**30
 
 
@@ -115,7 +115,7 @@ def workers() -> int:
 
 
 def retries() -> int:
-    """How often a shard is tried again."""
+    """Retries of a shard."""
     return int(number("RFPP_RETRIES", 3))
 
 
@@ -125,5 +125,5 @@ def retry_seconds() -> float:
 
 
 def shard_timeout() -> float | None:
-    """Seconds that a worker may take for a shard."""
+    """Seconds that a shard may take; None for no limit."""
     return number("RFPP_SHARD_TIMEOUT", 0) or None

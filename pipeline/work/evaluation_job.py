@@ -103,7 +103,7 @@ def table(
 
 
 def primary_metrics(real: Reference, rows: list[Row]) -> dict[str, dict[str, float | None]]:
-    """What ``dvc exp show`` shows: the distances, and agreement; the rest is in the table."""
+    """The metrics for ``dvc exp show``: distances and agreement; the rest is in the table."""
     found: dict[str, dict[str, float | None]] = {}
     for net, of_net in real.rows.items():
         floor, held_out = (rounded(of_net[row][:, 0].mean()) for row in ROWS)
@@ -114,9 +114,9 @@ def primary_metrics(real: Reference, rows: list[Row]) -> dict[str, dict[str, flo
 
 
 def samplers(section: Evaluate, start: float, row: FlowRow) -> list[tuple[SamplerConfig, int]]:
-    """Each (sampler, number of sampling seeds) of a flow's table; that of many evaluations last.
+    """Each (sampler, number of sampling seeds) of a flow's table; few evaluations first.
 
-    Those of an imported EDM, which starts below t = 1, are by its own sampler.
+    The row of many evaluations of an imported EDM, which starts below t = 1, is by EDM's sampler.
     """
     few = [(SamplerConfig(section.solver, nfe, times=section.grids.get(str(nfe), ())),
             row.seeds or section.seeds)
@@ -136,9 +136,9 @@ def measure(
     found: Results,
 ) -> dict[str, float]:
     """Every metric of sample set i of a sampler; for a conditional flow also how often the
-    classifier sees the label that was requested.
+    classifier finds the label that an image was drawn for.
 
-    Images are drawn only for feature nets that have not seen them.
+    Images are drawn only if the metrics of a feature net are not cached.
     """
     section, values, agreement = config.evaluate, dict[str, float](), dict[str, float]()
     drawing = key_of("distances", flow, sampler, ["drawn", "measures"])
@@ -150,14 +150,14 @@ def measure(
         if of_net is None:
             sample = sample or drawn(flow, sampler, config.seed, i, section.n)
             of_net = measures(real, net, sample, section.neighbours)
-            found.keep(key, of_net)
+            found.save(key, of_net)
         values |= dict(zip(distances.columns(net), of_net["distances"], strict=True))
         agreement |= {k: v for k, v in of_net.items() if k == "agreement"}
     return values | agreement
 
 
 class Sample(NamedTuple):
-    """Drawn images, uint8 (N, C, H, W), and the labels that were requested, if any."""
+    """Drawn images, uint8 (N, C, H, W), and the labels they were drawn for, if any."""
 
     images: Tensor
     y: Tensor | None
@@ -171,7 +171,7 @@ def drawn(flow: Flow, sampler: SamplerConfig, seed: int, i: int, n: int) -> Samp
 
 
 def measures(real: Reference, net: str, sample: Sample, neighbours: int) -> dict[str, Any]:
-    """What one feature net says of a sample set."""
+    """The metrics of a sample set in one feature net."""
     fake = extract(real.extractors[net], sample.images)
     found: dict[str, Any] = {"distances": compare(real.real[net], fake, neighbours)}
     if net == "classifier" and sample.y is not None and real.classifier is not None:
@@ -181,8 +181,8 @@ def measures(real: Reference, net: str, sample: Sample, neighbours: int) -> dict
 
 
 def row_of(sampler: SamplerConfig, n: int, found: list[dict[str, float]]) -> Row:
-    """A line of the table: means and standard deviations over sampling seeds; ``distance`` is
-    that of the first feature net again, under one name for `dvc plots`."""
+    """A line of the table: means and standard deviations over sampling seeds.  ``distance``
+    repeats that of the first feature net under one name, for `dvc plots`."""
     row: Row = {"nfe": sampler.nfe, "solver": sampler.solver, "n": n, "seeds": len(found)}
     row["distance"] = rounded(float(np.mean([next(iter(sample.values())) for sample in found])))
     for name in found[0]:
@@ -253,9 +253,9 @@ def speed(flow: Flow, n: int) -> float:
 
 
 def pictures(flow: Flow, name: str, config: Params) -> None:
-    """Sample grids per NFE and trajectories as PNG, from the same noise for every flow.
+    """Writes sample grids per NFE and trajectories as PNG, of the same noise for every flow.
 
-    Those of a conditional flow show a class a row.
+    Of a conditional flow, each row is of one class.
     """
     key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
     shown = max(SHOWN, 8 * min(flow.classes, 16))
@@ -275,7 +275,7 @@ def pictures(flow: Flow, name: str, config: Params) -> None:
 
 
 def spent(flow: Flow, sampler: SamplerConfig) -> int:
-    """Evaluations of an adaptive solver, counted over a micro-batch."""
+    """Network evaluations of an adaptive solver, counted on a micro-batch."""
     index = torch.arange(MICRO_BATCH)
     z = rng.normal(0, index, flow.shape).to(flow.device)
     y = _y(flow, 0, MICRO_BATCH)
@@ -293,5 +293,5 @@ def _y(flow: Flow, key: int, n: int) -> Tensor | None:
 
 
 def rounded(value: float) -> float | None:
-    """Five significant digits; None (an empty cell) for what was not measured."""
+    """Five significant digits; None (an empty cell) for a value that is not finite."""
     return float(f"{value:.5g}") if np.isfinite(value) else None

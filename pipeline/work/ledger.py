@@ -1,7 +1,7 @@
-"""The budget of a flow: network forwards, an image each, spent on it and on its ancestors.
+"""The budget of a flow: network forwards, of one image each, spent on it and its ancestors.
 
-A ledger maps what was made (a training, a set of pairs) to the forwards of making it: those of
-pair generation, and three a training image.  An ancestor that is reached by two ways counts once.
+A ledger maps each training and set of pairs to its forwards: those of pair generation, and three
+per training image.  An ancestor that is reached by two ways counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def key(kind: str, digest: str) -> str:
 
 
 def of(metadata: Mapping[str, Any], digest: str) -> dict[str, int]:
-    """The ledger of a model file; of an import, whose own is not known, its stated budget."""
+    """The ledger of a model file; of an import, which has none, its stated budget."""
     provenance = metadata["provenance"]
     if "ledger" in provenance:
         return {str(name): int(forwards) for name, forwards in provenance["ledger"].items()}

@@ -1,4 +1,4 @@
-"""Measurements found again by what determines them: a small file each, in a work folder."""
+"""Cached measurements: a small file each, named by the digest of what determines it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Results:
         self.folder = folder
 
     def find(self, document: Mapping[str, Any]) -> Any:
-        """What was measured of ``document``; None if nothing was, or its file is damaged."""
+        """The value of a measurement; None if it is not there or its file is corrupted."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(self._file(document).read_text())
             same = files.canonical(found["of"]) == files.canonical(document)
@@ -26,17 +26,17 @@ class Results:
                 return found["value"]
         return None
 
-    def keep(self, document: Mapping[str, Any], value: Any) -> None:
-        """Writes a measurement."""
-        kept = {"of": document, "value": value, "digest": _digest(value)}
-        files.write_json(self._file(document), kept)
+    def save(self, document: Mapping[str, Any], value: Any) -> None:
+        """Writes the value of a measurement."""
+        found = {"of": document, "value": value, "digest": _digest(value)}
+        files.write_json(self._file(document), found)
 
     def once(self, document: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-        """What was measured before, or is measured now."""
+        """The cached value of a measurement, or else a new one."""
         found = self.find(document)
         if found is None:
             found = measure()
-            self.keep(document, found)
+            self.save(document, found)
         return found
 
     def _file(self, document: Mapping[str, Any]) -> Path:

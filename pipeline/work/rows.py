@@ -14,7 +14,7 @@ def named(rows: Mapping[str, Row], name: str, section: str) -> Row:
     """The row of a section.
 
     Raises:
-        UserError: naming those there are.
+        UserError: if there is none, naming those there are.
     """
     if name not in rows:
         raise UserError(f"{section} has no row '{quoted(name)}' in params.yaml (rows: "

@@ -1,6 +1,6 @@
-"""Staging: unfinished work lies in ``.work/<kind>/<identity>/`` until it is published.
+"""Staging: work in progress lies in ``.work/<kind>/<identity>/``, and is published when done.
 
-*Identity* is the digest of what determines the content and of nothing else.
+An *identity* is the digest of all that determines the content, and of nothing else.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Staging:
         return list(json.loads(file.read_text())) if file.exists() else []
 
     def accepts(self, shard: int, digest: str) -> bool:
-        """Whether images made now instead of those kept were adopted.
+        """Whether `rfpp work adopt` accepted that the code now makes other images.
 
-        An adoption is of the code as it is then: the first digest seen after it is written down.
+        The first digest after an adoption is recorded: it stands for the code as it was then.
         """
         notes = self.adopted
         if notes and "now" not in notes[-1]:
@@ -45,7 +45,7 @@ class Staging:
 
 
 def confirm(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to publish if what was asked for changed while the stage ran."""
+    """Refuses to publish if the request changed while the stage ran."""
     if files.digest(before) != files.digest(now):
         names = ", ".join(sorted(k for k in before if before[k] != now.get(k)))
         raise UserError(f"inputs, params or code changed during the run ({names}; identity "
@@ -56,14 +56,14 @@ def confirm(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def staging(kind: str, document: Mapping[str, Any]) -> Iterator[Staging]:
     """Opens ``.work/<kind>/<identity>`` under an exclusive lock, waiting for a busy one.
 
-    ``document`` is the identity as JSON; it is kept beside the work for people to read.
+    ``document`` is the identity as JSON; it is written beside the work, too.
     """
     path = path_of(kind, document)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(lock_of(path), f"{kind} {path.name}", console.warn):
         stage_log.staged(path.name, path.exists())
         path.mkdir(exist_ok=True)
-        for left in path.rglob("*.partial"):  # by a run that was killed
+        for left in path.rglob("*.partial"):  # of a run that was killed
             left.unlink(missing_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True)
         files.write_atomic(path / "identity.json", lambda part: part.write_text(text))
@@ -86,7 +86,7 @@ def name_of(document: Mapping[str, Any]) -> str:
 
 
 class State(Protocol):
-    """What can be saved while it is trained."""
+    """The state of a training."""
 
     step: int
 
@@ -96,10 +96,10 @@ class State(Protocol):
 
 
 class Saver:
-    """Saves a training's state, often enough to lose little and seldom enough to cost under 2 %.
+    """Saves a training's state every 15 seconds, or less often to cost under 2 % of the time.
 
-    ``RFPP_CHECKPOINT_SECONDS`` fixes the interval; at 0 it is saved every time.  ``more`` gives
-    what is saved beside the counters.
+    ``RFPP_CHECKPOINT_SECONDS`` fixes the interval; at 0 every call saves.  ``more`` gives metadata
+    that is saved with the state's own.
     """
 
     def __init__(self, folder: Path, state: State, more: Callable[[], dict[str, Any]]) -> None:
@@ -108,7 +108,7 @@ class Saver:
         self.last, self.cost = time.monotonic(), 0.0
 
     def maybe(self, done: bool) -> None:
-        """Saves if it is time, or if this is the end."""
+        """Saves if it is time or the training is done."""
         from rfpp_core.storage import checkpoint
 
         wait = max(15.0, 50 * self.cost) if self.fixed is None else self.fixed

@@ -1,4 +1,4 @@
-"""Measurements are found again by what determines them, and only then."""
+"""Measurements are cached by what determines them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_a_measurement_is_made_once(tmp_path):
     assert Results(tmp_path).find({**KEY, "set": 1}) is None
 
 
-def test_a_damaged_file_is_no_measurement(tmp_path):
+def test_a_corrupted_file_is_no_measurement(tmp_path):
     results = Results(tmp_path)
-    results.keep(KEY, 1.5)
+    results.save(KEY, 1.5)
     [file] = tmp_path.glob("*.json")
     for corruption in (file.read_text().replace("1.5", "2.5"), "{", "[]", ""):
         file.write_text(corruption)
