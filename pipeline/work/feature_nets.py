@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import artifacts
+from pipeline import artifacts, console
 from pipeline.work import identity
 from rfpp_core import runtime
 from rfpp_core.config import section as sections
 from rfpp_core.config.evaluate import Features
-from rfpp_core.errors import UserError
+from rfpp_core.errors import Corrupted, UserError
 from rfpp_core.evaluation import inception
 from rfpp_core.evaluation.classifier import Classifier
 from rfpp_core.evaluation.extractors import Extract, pooled_pixels
@@ -62,6 +66,29 @@ def extractors(section: Features, classifier: Classifier | None) -> dict[str, Ex
     return found
 
 
+def reference_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file, each of which carries a checksum.
+
+    Raises:
+        UserError: if it is missing.
+        Corrupted: if it is not what was written.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        with ZipFile(path) as archive:
+            why = f"{broken} has another checksum" if (broken := archive.testzip()) else ""
+        if not why:
+            with np.load(path) as opened:
+                found = {name: opened[name] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `dvc repro reference` makes it") from None
+    except Exception as error:  # zipfile and NumPy raise many kinds at other bytes
+        why = console.one_line(error)
+    if why:
+        raise Corrupted(f"{path} is corrupted ({why}); `dvc repro reference` rebuilds it", path)
+    return found
+
+
 class Reference:
     """The feature nets, and what real images look like to each."""
 
@@ -80,7 +107,9 @@ class Reference:
             checkpoint.load_into(self.classifier, tensors, str(artifacts.FEATURES))
             self.classifier.eval()
         self.extractors = extractors(section, self.classifier)
-        arrays = np.load(artifacts.REFERENCE)
+        parts = ("train", "held_out", *ROWS)
+        names = [f"{net}/{part}" for net in section.nets for part in parts]
+        arrays = reference_arrays(artifacts.REFERENCE, names)
         self.real: dict[str, Real] = {
             net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
         }

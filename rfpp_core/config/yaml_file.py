@@ -24,9 +24,10 @@ def read(path: Path) -> Any:
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a file")
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(MOST + 1)
         if len(text) > MOST:
-            raise UserError(f"{path} has {len(text)} bytes; at most {MOST} are read")
+            raise UserError(f"{path} has {path.stat().st_size} bytes; at most {MOST} are read")
         return parse(text.decode("utf-8-sig"), str(path))
     except FileNotFoundError:
         raise
