@@ -1,9 +1,8 @@
-"""The feature nets of the metrics, and what real images look like to them."""
+"""The feature nets of the metrics, and their features of real images."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ CODE = {  # where each net is defined
 
 
 def described(section: Features) -> dict[str, Any]:
-    """What of the section determines features: no path."""
+    """The params that determine features: no paths."""
     return sections.described(section, {"inception_path"})
 
 
 def net_digest(net: str, section: Features, weights: dict[str, Tensor]) -> str:
-    """What a feature net is, beside its code."""
+    """The digest of a feature net's weights; empty if it has none."""
     if net == "classifier":
         return checkpoint.digest(weights)
     if net.startswith("inception"):
@@ -48,7 +47,7 @@ def net_digest(net: str, section: Features, weights: dict[str, Tensor]) -> str:
 
 
 def extractors(section: Features, classifier: Classifier | None) -> dict[str, Extract]:
-    """The feature nets that the params name, in that order."""
+    """The feature nets in the order of the params."""
     device = runtime.device()
     found: dict[str, Extract] = {}
     for name in section.nets:
@@ -56,8 +55,8 @@ def extractors(section: Features, classifier: Classifier | None) -> dict[str, Ex
             assert classifier is not None
             found[name] = classifier.of_uint8
         elif name == "pixels":
-            print("rfpp: fd_pixels compares averaged pixels: it sees neither detail nor content; "
-                  "prefer inception or a classifier", file=sys.stderr)  # fmt: skip
+            console.warn("fd_pixels compares averaged pixels, neither detail nor content; prefer "
+                         "inception or a classifier")  # fmt: skip
             found[name] = pooled_pixels
         else:
             path = artifacts.located_if_given(section.inception_path)
@@ -90,7 +89,7 @@ def reference_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]
 
 
 class Reference:
-    """The feature nets, and what real images look like to each."""
+    """The feature nets, and each one's features of real images."""
 
     def __init__(self, section: Features) -> None:
         tensors, metadata, _ = checkpoint.load(artifacts.FEATURES, "dvc repro reference")
@@ -119,6 +118,6 @@ class Reference:
         self.rows = {net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets}
 
     def _digest(self, net: str, section: Features, tensors: dict[str, Tensor]) -> str:
-        """What a distance in a feature net depends on, beside the samples."""
+        """Digest of all that a distance in a feature net depends on, beside the samples."""
         real = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.real[net][:2]]
         return files.digest([net, net_digest(net, section, tensors), *real])

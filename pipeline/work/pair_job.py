@@ -1,8 +1,8 @@
-"""A set of pairs: a row of ``pairs``, made shard by shard, resumable, published.
+"""A set of pairs, a row of ``pairs``: made shard by shard, resumable, published.
 
-Made by a teacher of drawn noise, or of real images, which it sends to noise (inversion: config G
-of RF++, arXiv 2405.20320); or a store that was imported.  The top level stays light: spawned
-workers import this module again.
+A teacher draws images from noise, or inverts real images to noise (configuration G of RF++, arXiv
+2405.20320); or the store was imported.  The top level imports neither torch nor Zarr, since
+spawned workers import this module, too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ TOLERATED_NOISE = 64.0  # 255ths: inversion magnifies another machine's last bit
 
 
 class PairJob(NamedTuple):
-    """A set of pairs to be made: what determines them, how many, by which task of which workers,
-    and where they go."""
+    """A set of pairs to make: what determines them, how many, the workers' task, the target."""
 
     spec: PairSpec
     n: int
@@ -52,8 +51,8 @@ def job_of(name: str, config: Params) -> PairJob:
 
     row = config.pairs[name]
     teacher = artifacts.model(row.teacher)
-    digest, about = read_model(teacher)
-    arch, inverts = about["architecture"], row.source == "images"
+    digest, metadata = read_model(teacher)
+    arch, inverts = metadata["architecture"], row.source == "images"
     real = image_store.metadata(artifacts.IMAGES)
     check_fit(artifacts.IMAGES, real["shape"], None, teacher, arch)
     spec = PairSpec(
@@ -67,7 +66,7 @@ def job_of(name: str, config: Params) -> PairJob:
         shape=tuple(arch["shape"]),
         micro_batch=row.micro_batch,
         shard=row.shard,
-        start=about.get("start", 1.0),
+        start=metadata.get("start", 1.0),
         source=real["digest"] if inverts else "",
         noise_kind="stored" if inverts else "seeded",
     )
@@ -93,10 +92,10 @@ def publish_imported(name: str, row: PairSet) -> None:
 
 
 def imported(name: str, row: PairSet) -> PairStore:
-    """The store that ``source: import`` names, complete.
+    """The store of a row with ``source: import``.
 
     Raises:
-        UserError: if it is missing, incomplete or another.
+        UserError: if it is missing or incomplete, or has another digest.
     """
     from rfpp_core.pairs.store import PairStore
 
@@ -108,11 +107,11 @@ def imported(name: str, row: PairSet) -> PairStore:
 
 
 def make(read_job: Callable[[], PairJob]) -> None:
-    """Makes the missing shards of a job, which is read again before publishing.
+    """Makes the missing shards of a job and publishes the set; the job is read again before.
 
     Raises:
-        UserError: if shards fail, if the code would make other pairs than those cached, or if the
-            job changed meanwhile.
+        UserError: if shards fail, if the code now makes other pairs than those committed, or if
+            the job changed meanwhile.
     """
     from pipeline.workers import pool as workers
 
@@ -131,21 +130,21 @@ def make(read_job: Callable[[], PairJob]) -> None:
         filled = time.monotonic()
         PairStore.open(store.path).publish(given.target, given.n, work.adopted)
         if made:
-            keeping = checked - began + time.monotonic() - filled + sum(m.keeping for m in made)
+            writing = checked - began + time.monotonic() - filled + sum(m.writing for m in made)
             computing = sum(m.computing for m in made)
             print(f"pairs: {len(made)} shards made, {computing / len(made):.1f} s a shard; "
-                  f"writing, fsync, digests, markers and their checks took {keeping:.2f} s "
-                  f"({keeping / computing:.1%} of that)")  # fmt: skip
+                  f"writing, fsync, digests, markers and their checks took {writing:.2f} s "
+                  f"({writing / computing:.1%} of that)")  # fmt: skip
 
 
 def _staged_store(work: workdir.Staging, given: PairJob) -> PairStore:
-    """The staged store, without what is damaged."""
+    """The staged store, without shards that are corrupted."""
     from rfpp_core.pairs import markers
     from rfpp_core.pairs import store as pair_store
 
     path = work.path / "pairs.zarr"
     for shard in markers.drop_bad(path):
-        print(f"pairs: shard {shard} is made again: its marker is damaged")
+        print(f"pairs: shard {shard} is regenerated: its marker is corrupted")
     try:
         store = pair_store.PairStore.create(path, given.spec, given.n)
     except UserError as error:
@@ -157,17 +156,17 @@ def _staged_store(work: workdir.Staging, given: PairJob) -> PairStore:
 
 
 def _fill(store: PairStore, given: PairJob, work: workdir.Staging) -> list[Made]:
-    """Makes the missing shards; what became of each."""
+    """Makes the missing shards; how long each took."""
     from pipeline.workers import pool as workers
 
     wanted = range(-(-given.n // given.spec.shard))
-    kept = [shard for shard in store.committed() if shard in wanted]
+    there = [shard for shard in store.committed() if shard in wanted]
     missing = [shard for shard in store.missing() if shard in wanted]
     pool, made = workers.open_pool(), []
     try:
-        if kept:
-            check_regenerated(pool, store, given.arguments, kept[-1], work)
-            print(f"pairs: {len(kept)} of {len(kept) + len(missing)} shards kept")
+        if there:
+            check_regenerated(pool, store, given.arguments, there[-1], work)
+            print(f"pairs: {len(there)} of {len(there) + len(missing)} shards are there")
         if missing:
             from pipeline.workers.prefect_flow import make_shards
 
@@ -181,20 +180,20 @@ def _fill(store: PairStore, given: PairJob, work: workdir.Staging) -> list[Made]
 
 
 def drop_corrupted(store: PairStore) -> None:
-    """Forgets kept shards whose files are not what was committed; they are made again."""
+    """Drops shards whose files are not what was committed, so that they are regenerated."""
     for shard in store.committed():
         if wrong := store.corruption(shard):
-            print(f"pairs: shard {shard} is made again: {wrong}")
+            print(f"pairs: shard {shard} is regenerated: {wrong}")
             store.forget(shard)
 
 
 def check_regenerated(
     pool: Pool, store: PairStore, arguments: Sequence[str], shard: int, work: workdir.Staging
 ) -> None:
-    """Refuses to mix kept shards with images that the code would make otherwise today.
+    """Refuses to add shards to those committed if the code would now make other images.
 
-    Another machine may round a pixel otherwise; other images that ``rfpp work adopt`` accepted
-    are known by the digest of this micro-batch.
+    Another machine may round a few pixels differently.  Other images that ``rfpp work adopt``
+    accepted are known by the digest of this micro-batch.
     """
     found = _regenerate(pool, str(store.path), *arguments, shard)
     most = TOLERATED_NOISE if store.spec.stored else TOLERATED_LEVELS
@@ -202,15 +201,15 @@ def check_regenerated(
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
         return
     raise UserError(
-        f"the code now makes other images than those kept in {work.path} (shard {shard}: "
+        f"the code now makes other images than those in {work.path} (shard {shard}: "
         f"{found.share:.1%} of pixels differ, by up to {found.levels:.0f} levels); `rfpp work "
-        f"clean pairs/{work.path.name}` makes them anew, `rfpp work adopt pairs/"
-        f"{work.path.name}` keeps them"
+        f"clean pairs/{work.path.name}` drops them, `rfpp work adopt pairs/"
+        f"{work.path.name}` accepts them"
     )
 
 
 def _regenerate(pool: Pool, *arguments: str | int) -> Regenerated:
-    """The witness; by another worker if one dies or hangs."""
+    """The regeneration check, repeated on another worker if one dies or hangs."""
     from pipeline.workers.pool import WorkerDied
 
     timeout, left = settings.shard_timeout(), settings.retries()
@@ -222,5 +221,6 @@ def _regenerate(pool: Pool, *arguments: str | int) -> Regenerated:
             return found
         except (WorkerDied, MemoryError) as error:
             if not left:
-                raise UserError(f"what is kept could not be checked: {error}; run again") from None
+                raise UserError(f"the committed shards could not be checked: {error}; run "
+                                f"again") from None  # fmt: skip
             left -= 1

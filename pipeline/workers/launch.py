@@ -26,10 +26,12 @@ POLL = 0.05  # seconds
 
 
 def spread() -> None:
-    """Starts the processes of a training, if there are to be several and this is not one of them;
-    then it does not return, but exits as they did."""
+    """Becomes the launcher if a training is to have several processes and this is none of them.
+
+    Then it does not return, but exits as they do.
+    """
     count = settings.processes()
-    if "RANK" in os.environ:  # torchrun leaves its workers behind when it is killed
+    if "RANK" in os.environ:  # a killed torchrun would leave its workers behind
         die_with_parent()
     elif count > 1:
         sys.exit(launch(count))
@@ -40,7 +42,7 @@ def launch(count: int) -> int:
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, which the processes ignore; they are ended before.
-        UserError: if one is killed, or ends without a word.
+        UserError: if one is killed, or ends without an error message.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     ranks: list[subprocess.Popen[bytes]] = []
@@ -48,7 +50,7 @@ def launch(count: int) -> int:
         try:
             ranks.extend(_start(count, folder))
             _wait(ranks, Path(folder))
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is to be said is known
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome is known
             return _outcome([rank.poll() for rank in ranks], Path(folder))
         finally:
             for rank in ranks:
@@ -69,7 +71,7 @@ def _start(count: int, folder: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Until all are done, or one has failed: without it the others would wait for ever."""
+    """Waits until all are done or one has failed, for which the others would wait forever."""
     while any(rank.poll() is None for rank in ranks):
         if any(rank.poll() for rank in ranks) or _errors(folder):
             return
@@ -77,13 +79,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 def _errors(folder: Path) -> list[Path]:
-    """The files of errors, first things first."""
+    """The files of errors, oldest first."""
     return sorted(path for path in folder.iterdir() if path.suffix != ".partial")
 
 
 def _outcome(codes: list[int | None], folder: Path) -> int:
     """Prints the first error and returns the exit code."""
-    if killed := [code for code in codes if code and code < 0]:  # before any was ended here
+    if killed := [code for code in codes if code and code < 0]:  # not by this process
         name = signal.Signals(-killed[0]).name
         raise UserError(f"a training process was killed ({name}); run the same command again to "
                         f"resume")  # fmt: skip
@@ -97,7 +99,7 @@ def _outcome(codes: list[int | None], folder: Path) -> int:
 
 
 def _belong() -> None:
-    """What a process of the launcher does before anything else."""
+    """Set up in each process of the launcher before anything else."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

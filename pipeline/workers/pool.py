@@ -1,11 +1,8 @@
-"""One long-lived worker process per device behind one ``.call()``, or a Dask cluster.
+"""Workers behind one ``.call()``: a long-lived process per device, or a Dask cluster.
 
-A worker pins its device before it imports torch, loads the teacher once, ignores Ctrl-C (its
-parent decides) and leaves when its parent is gone.  It never imports Prefect.  A worker that dies
-or overruns its time is replaced; the call that it broke raises, and the caller may retry.
-
-Environment: ``RFPP_DEVICES`` (comma list, ``cuda:0,cuda:1`` or ``cpu``), ``RFPP_WORKERS`` (CPU
-workers, 1 by default), ``RFPP_DASK`` (address of a Dask scheduler).
+A worker process pins its device before it imports torch, loads the teacher once, ignores Ctrl-C
+(its parent decides) and exits when its parent is gone.  A worker that dies or exceeds its time is
+replaced; the call that it broke raises, and the caller may retry.
 """
 
 from __future__ import annotations
@@ -33,21 +30,21 @@ from pipeline import console, settings
 from rfpp_core.errors import UserError
 from rfpp_core.storage import files
 
-# words of the errors after which a process is of no more use
+# words in errors after which a process cannot be used any more
 SPOILT = ("CUDA", "cuDNN error", "CUBLAS", "NCCL", "memory", "can't start new thread")
-POLL_SECONDS = 5.0  # between two looks at whether a Dask scheduler is still there
+POLL_SECONDS = 5.0  # between two checks that a Dask scheduler is there
 
 
 class WorkerDied(RuntimeError):
-    """A worker was killed or overran its time; its slot has a fresh worker for the next call."""
+    """A worker was killed or exceeded its time; the next call gets a new one."""
 
 
 class Closed(RuntimeError):
-    """The pool was closed; no call can be retried."""
+    """The pool is closed, so no call can be retried."""
 
 
 class Pool(Protocol):
-    """Runs ``module.function(*args)`` on some device; blocks until it is done."""
+    """Runs ``module.function(*args)`` on a device and waits for the result."""
 
     size: int
 
@@ -57,14 +54,14 @@ class Pool(Protocol):
 
 
 def open_pool() -> Pool:
-    """The pool that the environment asks for."""
+    """The pool that the settings describe: ``RFPP_DASK``, or processes on :func:`devices`."""
     if address := settings.dask():
         return DaskPool(address)
     return ProcessPool(devices())
 
 
 def quiet_resource_tracker() -> None:
-    """Keeps Python's tracker from warning of the lock of a killed worker, which it frees.
+    """Silences Python's resource tracker, which warns of the lock of a killed worker.
 
     To be called before anything uses multiprocessing: the tracker inherits warning options.
     """
@@ -72,7 +69,7 @@ def quiet_resource_tracker() -> None:
 
 
 def devices() -> list[str]:
-    """Device of each worker: what ``RFPP_DEVICES`` lists, else every CUDA device, else the CPU.
+    """Device of each worker: those of ``RFPP_DEVICES``, else all CUDA devices, else the CPU.
 
     Raises:
         UserError: if a name is not ``cpu`` or ``cuda:<index>``, there is no such device, or
@@ -96,7 +93,7 @@ def devices() -> list[str]:
 
 
 class ProcessPool:
-    """One spawned process per device, each used by one caller at a time."""
+    """A spawned process per device, each used by one caller at a time."""
 
     def __init__(self, names: list[str]) -> None:
         self.names, self.size, self.closed = names, len(names), False
@@ -189,7 +186,7 @@ class DaskPool:
         self.code = code_signature()
         try:
             self.client.run(check_code, self.code)
-            self.call("builtins:len", "")  # the scheduler reads calls, too
+            self.call("builtins:len", "")  # the scheduler unpickles calls, too
         except Exception as error:
             self.client.close()
             if isinstance(error, UserError):
@@ -203,21 +200,23 @@ class DaskPool:
         try:
             return self._wait(future, timeout)
         except TimeoutError:
-            future.cancel()  # what already runs goes on; it makes the same bytes as the retry
+            future.cancel()  # if it runs already, it makes the same bytes as the retry
             raise WorkerDied(f"a Dask worker took over {timeout} s") from None
 
     def _wait(self, future: Any, timeout: float | None) -> Any:
-        """The result; a scheduler that is gone would be waited for without end."""
+        """Waits for the result, as long as the scheduler is there."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             try:
                 return future.result(max(0.0, min(POLL_SECONDS, end - time.monotonic())))
             except TimeoutError:
-                if future.done():  # its own error, not that of waiting
+                if future.done():  # the call's own error, not that of waiting
                     raise
                 if self.client.status != "running":
-                    raise UserError(f"RFPP_DASK: the scheduler is gone ({self.client.status}); "
-                                    f"finished shards are kept, run again") from None  # fmt: skip
+                    raise UserError(
+                        f"RFPP_DASK: the scheduler is gone ({self.client.status}); finished "
+                        f"shards are committed; run again"
+                    ) from None
                 if time.monotonic() >= end:
                     raise
 
@@ -227,7 +226,7 @@ class DaskPool:
 
 @functools.cache
 def code_signature() -> str:
-    """This code and its torch, as a worker must have them to make the same pairs."""
+    """This code and torch's version: a worker with the same makes the same pairs."""
     here = Path(__file__).parents[2]
     parts = sorted(
         path for name in ("rfpp_core", "pipeline") for path in here.glob(f"{name}/**/*.py")
@@ -248,8 +247,8 @@ def check_code(wanted: str) -> None:
 
 
 def _spoils_the_worker(error: Exception) -> bool:
-    """Whether the worker is gone, stuck, out of memory or threads, or left with a CUDA context
-    that fails every call."""
+    """Whether the worker is gone, stuck, out of memory or threads, or has a CUDA context that
+    fails every call."""
     if isinstance(error, BrokenProcessPool | TimeoutError | MemoryError):
         return True
     return any(sign in str(error) for sign in SPOILT)
@@ -281,6 +280,6 @@ def _run(target: str, args: tuple[Any, ...]) -> Any:
 
 
 def _run_checked(code: str, target: str, args: tuple[Any, ...]) -> Any:
-    """As :func:`_run`, by a worker that may have joined since the others were checked."""
+    """As :func:`_run`, on a worker that may have joined after the check."""
     check_code(code)
     return _run(target, args)

@@ -1,11 +1,8 @@
 """The Prefect flow: one task per shard, with retries, over a pool of workers.
 
-The only file that imports Prefect.  Prefect stays in this process; its server is the one of
-``PREFECT_API_URL`` or a private one that dies with this process.  Resume is the store's business
-(markers), not Prefect's cache.
-
-Environment: ``RFPP_RETRIES`` (3), ``RFPP_RETRY_SECONDS`` (2, doubled each time),
-``RFPP_SHARD_TIMEOUT`` (seconds, none by default).
+No other module imports Prefect, and no worker does.  Its server is that of ``PREFECT_API_URL``, or
+a private one that ends with this process.  Finished shards are known by the markers of the store,
+not by Prefect's cache.
 """
 
 from __future__ import annotations
@@ -42,11 +39,17 @@ ANSWER_SECONDS, ANSWER_TRIES = 10.0, 3
 
 
 def make_shards(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> list[Made]:
-    """Makes all the shards by ``call``, a task and its first arguments; those that succeed are
-    kept whatever becomes of the others.
+    """Makes shards and returns what was made; those that succeed are committed whatever happens
+    to the others.
+
+    Args:
+        pool: of workers.
+        call: the task, "module:function", and its arguments but the last, which is the shard.
+        shards: which to make.
+        size: pairs per shard, for the progress bar.
 
     Raises:
-        UserError: naming the shards that failed after their retries.
+        UserError: if shards failed after their retries, naming them, or if Prefect fails.
     """
     home = artifacts.work() / "prefect"
     _settings(home)
@@ -123,27 +126,28 @@ def _flow(pool: Pool, call: tuple[str, ...], shards: list[int], size: int) -> li
     if failed:
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise UserError(f"shards {names} failed after {retries} retries ({first}); the others "
-                        f"are kept, run again to retry")  # fmt: skip
+                        f"are committed; run again to retry")  # fmt: skip
     return made
 
 
 def _orchestration(error: Exception) -> UserError:
-    """Prefect's own failure (its server is gone, its disk is full) in a line."""
+    """A failure of Prefect itself (its server is gone, its disk is full) in one line."""
     home = artifacts.work() / "prefect"
     log = home / "flow.log"
     with suppress(OSError), log.open("a") as file:
         traceback.print_exception(error, file=file)
     with suppress(OSError):
-        _put_aside(home)
+        _set_aside(home)
     return UserError(f"Prefect failed ({console.one_line(error)}; see {log} and server.log beside "
-                     f"it); finished shards are kept, run again to resume")  # fmt: skip
+                     f"it); finished shards are committed; run again to "
+                     f"resume")  # fmt: skip
 
 
 def _check_server(url: str) -> None:
-    """Prefect itself would wait for minutes for a server that hangs.
+    """Checks that a server answers; Prefect itself would wait for minutes.
 
     Raises:
-        UserError: if nothing answers at a URL, or answers with errors of its own.
+        UserError: if nothing answers at the URL, or it answers with errors of its own.
     """
     why = "it is no URL" if not url.startswith(("http://", "https://")) else ""
     for _ in range(0 if why else ANSWER_TRIES):
@@ -152,23 +156,23 @@ def _check_server(url: str) -> None:
                 return
         except (OSError, ValueError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code < 500:
-                return  # Prefect's Cloud; what else it is, Prefect says
+                return  # Prefect's Cloud, or something that Prefect will name
             why = console.one_line(error)
         time.sleep(1)
     raise UserError(f"PREFECT_API_URL is {url[:200]!r}, where no Prefect server answers ({why}); "
                     f"start it or unset PREFECT_API_URL, and run again; finished shards are "
-                    f"kept")  # fmt: skip
+                    f"committed")  # fmt: skip
 
 
 def _settings(home: Path) -> None:
-    """Prefect's settings, each only if unset: quiet, offline, everything below ``.work``."""
+    """Sets Prefect's variables that are not set: quiet, offline, all files below ``.work``."""
     home.mkdir(parents=True, exist_ok=True)
     for name, value in {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
-        # failures and interruptions are said here, in a line each
+        # this module prints failures and interruptions, one line each
         "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # events lost with a server that died
@@ -180,18 +184,18 @@ def _settings(home: Path) -> None:
 
 
 def _start_server(home: Path) -> str:
-    """Starts a private server and returns its URL; it ends with this process, however that ends.
+    """Starts a private server, which ends with this process, and returns its URL.
 
     An flock guards the start: two servers migrating a fresh home at once kill one of them.  It is
     stopped at exit and not earlier, because Prefect's log threads drain at interpreter shutdown.
     """
-    for name in ("NO_PROXY", "no_proxy"):  # this machine is reached without one
+    for name in ("NO_PROXY", "no_proxy"):  # this machine needs no proxy
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     with files.locked(home / "start.lock", "Prefect", console.warn):
         try:
             return _serve(home)
         except UserError:
-            if not _put_aside(home):
+            if not _set_aside(home):
                 raise
             return _serve(home)
 
@@ -241,9 +245,9 @@ class _Server:
         _stop(self.process)
 
 
-def _put_aside(home: Path) -> bool:
-    """Renames the private server's database, which holds nothing that a run needs, if it is
-    damaged; whether it was."""
+def _set_aside(home: Path) -> bool:
+    """Renames the private server's database if it is corrupted, and returns whether it was; a run
+    needs nothing in it."""
     database = home / "prefect.db"
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
@@ -255,7 +259,10 @@ def _put_aside(home: Path) -> bool:
     for name in ("prefect.db-wal", "prefect.db-shm", "prefect.db"):
         with suppress(FileNotFoundError):
             (home / name).replace(home / f"{name}.damaged")
-    print(f"pairs: Prefect's database {database} was damaged ({found}); it is put aside")
+    print(
+        f"pairs: Prefect's database {database} was corrupted ({found}); it is renamed and "
+        f"a new one is made"
+    )
     return True
 
 

@@ -1,6 +1,6 @@
-"""What a worker does: make one shard of pairs, or make one micro-batch again as a check.
+"""The tasks of a worker: make one shard of pairs, or regenerate one micro-batch as a check.
 
-Plain functions of plain arguments; the teacher stays loaded between calls.  No Prefect here.
+They are functions of plain arguments; the teacher stays loaded between calls.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
 
 
 class Made(NamedTuple):
-    """A shard that was made: how many pairs, and the seconds that computing and keeping took."""
+    """A shard that was made: its number of pairs, and seconds spent on it."""
 
     pairs: int
     computing: float
-    keeping: float  # writing, syncing, digests, marker
+    writing: float  # files, fsync, digests and marker
 
 
 def make_shard(store_path: str, teacher: str, shard: int) -> Made:
@@ -45,16 +45,16 @@ def make_shard(store_path: str, teacher: str, shard: int) -> Made:
     store = PairStore.open(Path(store_path))
     spec, flow = store.spec, _teacher(teacher)
     if flow.digest != spec.teacher:
-        raise UserError(f"{teacher} is not the teacher of {store_path} any more")
+        raise UserError(f"{teacher} is no longer the teacher of {store_path}")
     return _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
 
 
 def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
-    """Sends one shard of real images to noise and commits both."""
+    """Inverts one shard of real images to noise and commits both."""
     store = PairStore.open(Path(store_path))
     flow, spec = _teacher(teacher), store.spec
     if flow.digest != spec.teacher:
-        raise UserError(f"{teacher} is not the teacher of {store_path} any more")
+        raise UserError(f"{teacher} is no longer the teacher of {store_path}")
     return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
 
 
@@ -77,22 +77,22 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
 
 
 def _fitting(spec: PairSpec) -> AbstractContextManager[None]:
-    """Says what to do when a micro-batch does not fit into the device; another worker may have
-    the room, so it is no user's error yet."""
+    """Says what to do when a micro-batch does not fit into memory; a retry on another worker may
+    fit, so this is not a user's error yet."""
     return runtime.enough_memory(f"lower micro_batch (now {spec.micro_batch})", MemoryError)
 
 
 class Regenerated(NamedTuple):
-    """A committed micro-batch beside the same one made again today."""
+    """A committed micro-batch compared with the same one, regenerated."""
 
     share: float  # of values that differ; of stored noise, by more than 1/255
     levels: float  # by how many grey levels at most, or 255ths of noise
-    digest: str  # of the one made today
+    digest: str  # of the regenerated one
     same_machine: bool  # made by the same device, build of torch and instruction set
 
 
 def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
-    """Makes the first micro-batch of a committed shard again and compares.
+    """Regenerates the first micro-batch of a committed shard and compares.
 
     Args:
         store_path: the store.
@@ -111,7 +111,7 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
         assert old.noise is not None
         assert new.noise is not None
         gap = 255 * np.abs(old.noise - new.noise)
-        if not same:  # another machine's last bits are no other noise
+        if not same:  # the last bits of another machine do not count
             gap = gap * (gap > 1)
     else:
         with _fitting(spec):
@@ -135,8 +135,7 @@ def _noise(flow: Flow, spec: PairSpec, start: int) -> Tensor:
 
 
 def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
-    """The micro-batch of real images from ``start`` on, and the noise that the flow sends to
-    them."""
+    """The micro-batch of real images from ``start`` on, and the noise that they invert to."""
     real = image_store.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
     x = to_float(torch.from_numpy(real.images)).to(flow.device)
     y = torch.from_numpy(real.labels).long() if spec.classes else None

@@ -77,11 +77,11 @@ def test_another_teacher_is_refused(tmp_path, teacher):
     make(tmp_path / "p.zarr", teacher, [0])
     save_tiny(teacher, seed=1)
     tasks._teacher.cache_clear()
-    with pytest.raises(UserError, match="not the teacher"):
+    with pytest.raises(UserError, match="no longer the teacher"):
         tasks.make_shard(str(tmp_path / "p.zarr"), str(teacher), 1)
 
 
-def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, monkeypatch):
+def test_the_regeneration_check_finds_code_that_makes_other_images(tmp_path, teacher, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = make(tmp_path / "p.zarr", teacher, [0, 1])
     work = workdir.Staging(tmp_path / "work")
@@ -105,7 +105,7 @@ def test_the_witness_catches_code_that_makes_other_images(tmp_path, teacher, mon
         check()  # yet other images were not adopted
 
 
-def test_a_worker_that_dies_at_the_witness_is_replaced(tmp_path, teacher, monkeypatch):
+def test_a_worker_that_dies_at_the_regeneration_check_is_replaced(tmp_path, teacher, monkeypatch):
     monkeypatch.setenv("RFPP_RETRIES", "2")
     monkeypatch.setenv("RFPP_SHARD_TIMEOUT", "7")
     store = make(tmp_path / "p.zarr", teacher, [0])
@@ -127,7 +127,7 @@ def test_a_worker_that_dies_at_the_witness_is_replaced(tmp_path, teacher, monkey
         pair_job.check_regenerated(Mortal(), store, [str(teacher)], 0, work)
 
 
-def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypatch):
+def test_another_machine_may_round_a_pixel_differently(tmp_path, teacher, monkeypatch):
     store = make(tmp_path / "p.zarr", teacher, [0])
     work = workdir.Staging(tmp_path)
     right = tasks.to_uint8
@@ -144,12 +144,12 @@ def test_another_machine_may_round_a_pixel_otherwise(tmp_path, teacher, monkeypa
     pair_job.check_regenerated(HerePool(), store, [str(teacher)], 0, work)
 
 
-def test_damaged_shards_are_made_again(tmp_path, teacher, capsys):
+def test_corrupted_shards_are_regenerated(tmp_path, teacher, capsys):
     store = make(tmp_path / "p.zarr", teacher, [0, 1, 2])
     before = store.digest()
     store.shard_files(1)[0].write_bytes(b"")
     pair_job.drop_corrupted(store)
-    assert "shard 1 is made again" in capsys.readouterr().out
+    assert "shard 1 is regenerated" in capsys.readouterr().out
     assert store.missing() == [1]
     tasks.make_shard(str(store.path), str(teacher), 1)
     assert PairStore.open(store.path).digest() == before

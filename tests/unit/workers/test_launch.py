@@ -65,7 +65,7 @@ def test_under_torchrun_the_loss_of_another_process_is_one_line(monkeypatch, cap
         console.main(fails)
     assert left.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("rfpp: another process of this training is gone, and says why (Runtime")
+    assert line.startswith("rfpp: another process of this training is gone and says why (Runtime")
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(RuntimeError, match="gloo"):
         console.main(fails)

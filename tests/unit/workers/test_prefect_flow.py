@@ -68,19 +68,19 @@ def test_what_answers_is_left_to_prefect(code):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
-def test_a_damaged_database_is_put_aside(tmp_path, content, capsys):
+def test_a_damaged_database_is_set_aside(tmp_path, content, capsys):
     import sqlite3
 
-    assert not prefect_flow._put_aside(tmp_path)  # there is none
+    assert not prefect_flow._set_aside(tmp_path)  # there is none
     file = tmp_path / "prefect.db"
     with sqlite3.connect(file) as made:
         made.execute("create table t (x)")
         made.executemany("insert into t values (?)", [("x" * 100,)] * 1000)
     made.close()
-    assert not prefect_flow._put_aside(tmp_path)  # it is whole
+    assert not prefect_flow._set_aside(tmp_path)  # it is intact
     good = file.read_bytes()
     file.write_bytes(content + good[len(content) :] if content else good[: len(good) // 2])
-    assert prefect_flow._put_aside(tmp_path)
+    assert prefect_flow._set_aside(tmp_path)
     assert not file.exists()
     assert (tmp_path / "prefect.db.damaged").exists()
-    assert "it is put aside" in capsys.readouterr().out
+    assert "it is renamed and a new one is made" in capsys.readouterr().out
