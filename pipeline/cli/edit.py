@@ -47,7 +47,7 @@ def invert(
     labels = _labels(label)
     z = flow.invert(x, sampler, labels)
     back = flow.decode(z, sampler, labels)
-    _save_noises(out, z, label)
+    _save_noise(out, z, label)
     save_grid(torch.stack((x, z / 3, back), 1).flatten(0, 1), out / "strip.png", 3)
     error = float((back - x).square().mean())
     print(f"{len(x)} images, {nfe} NFE each way: round-trip error {error:.4g}, noise variance "
@@ -71,7 +71,7 @@ def interpolate(
     a, b = flow.invert(x[:2], sampler, _labels(label))
     z = slerp(a, b, torch.linspace(0, 1, steps))
     save_grid(flow.decode(z, sampler, _labels(label)), out / "strip.png", steps)
-    _save_noises(out, z, label)
+    _save_noise(out, z, label)
     print(f"{steps} images between the first two -> {out}")
 
 
@@ -96,7 +96,7 @@ def translate(
     guided = sampler_for(flow, nfe, solver, guidance=guidance)
     z = flow.invert(x, sampler, [source])
     moved = flow.decode(z, guided, [target])
-    _save_noises(out, z, source)
+    _save_noise(out, z, source)
     save_grid(torch.stack((x, moved), 1).flatten(0, 1), out / "strip.png", 2)
     print(f"{len(x)} images from class {source} to {target} -> {out}")
 
@@ -118,6 +118,6 @@ def _labels(label: int | None) -> list[int] | None:
     return None if label is None else [label]
 
 
-def _save_noises(out: Path, z: Tensor, label: int | None) -> None:
+def _save_noise(out: Path, z: Tensor, label: int | None) -> None:
     y = np.full(len(z), -1 if label is None else label)
     save_arrays(out / "noises.npz", {"noise": z.numpy(), "labels": y})

@@ -52,8 +52,8 @@ def adopt(
     except UserError as error:
         raise UserError(f"{_name(path)}: {error}") from None
     if not {"training", "shard"} & document.keys():
-        raise UserError(f"{name}: only trainings and pairs can be adopted; `dvc repro` makes the "
-                        f"rest anew")  # fmt: skip
+        raise UserError(f"{name}: only trainings and pairs can be adopted; `dvc repro` makes "
+                        f"other results again")  # fmt: skip
     note: dict[str, Any] = {"why": why}
     target = path
     if "training" in document:

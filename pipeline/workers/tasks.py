@@ -65,11 +65,11 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
     with _fitting(store.spec):
         parts = runtime.map_exact(make, starts, threads_for(flow.device))
         first = None if store.spec.stored else _noise(flow, store.spec, starts[0])[0].cpu().numpy()
-    images, labels, noises = zip(*parts, strict=True)
+    images, labels, noise = zip(*parts, strict=True)
     pairs = Pairs(
         np.concatenate(images),
         np.concatenate(labels),
-        None if noises[0] is None else np.concatenate(noises),
+        None if noise[0] is None else np.concatenate(noise),
     )
     made = time.monotonic()
     store.commit(shard, pairs, first, made_by=runtime.signature(flow.device))
