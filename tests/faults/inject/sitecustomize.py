@@ -51,9 +51,9 @@ def guard(make):
     return make_shard
 
 
-def logged(keep):
+def logged(save):
     def write(self, document, value):
-        keep(self, document, value)
+        save(self, document, value)
         with (Path(HOME) / "measured").open("a") as log:
             log.write(f"{self._file(document).name}\n")
 
@@ -65,7 +65,7 @@ def guard_tasks(module):
 
 
 def guard_results(module):
-    module.Results.keep = logged(module.Results.keep)
+    module.Results.save = logged(module.Results.save)
 
 
 GUARDS = {"pipeline.workers.tasks": guard_tasks, "pipeline.work.results": guard_results}
