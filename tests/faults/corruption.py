@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ def corrupted(how: str) -> Attack:
         if scene.pairs:
             marker = rng.choice(scene.staged())
             data = marker.parent.parent / _shard_file(int(marker.stem))
-            named = f"pairs: shard {int(marker.stem)} is "
+            named = f"pairs: shard {int(marker.stem)} is regenerated"
         else:
             marker = scene.staged()[-1]  # the one that would be taken
             data = marker.with_suffix(".safetensors")
@@ -120,9 +119,25 @@ def corrupted_images(scene: Scene, rng: random.Random) -> None:
     _link_to_cache(scene, images / name)
     corrupt(how, scene.hit(images / name), images / name, rng)
     said = scene.finish(code=2)
-    if not re.search("data/images.zarr is (corrupted|damaged)", said) or "Traceback" in said:
+    if "data/images.zarr is corrupted" not in said or "Traceback" in said:
         raise Failure(f"{how} {name}: not said: {said[-300:]}")
     scene.finish(["dvc", "repro", "train@flow1"])
+    scene.same()
+
+
+def corrupted_reference(scene: Scene, rng: random.Random) -> None:
+    """What an evaluation reads: refused by name, and restored by dvc."""
+    name = rng.choice(["models/features.safetensors", "data/reference.npz",
+                       "models/flow2.safetensors"])  # fmt: skip
+    file, how = scene.hit(scene.path / name), rng.choice(["truncated", "empty", "missing"])
+    if not name.endswith(".npz"):  # of which some bits mean nothing
+        how = rng.choice([how, "bit"])
+    _link_to_cache(scene, file)
+    corrupt(how, file, file, rng)
+    said = scene.finish(code=2)
+    if f"{name} is " not in said or "Traceback" in said:
+        raise Failure(f"{how} {name}: not named: {said[-300:]}")
+    scene.finish(["dvc", "repro", "evaluate@flow2"])
     scene.same()
 
 

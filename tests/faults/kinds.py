@@ -46,6 +46,7 @@ KINDS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "staged metadata corrupted": (corruption.corrupted_metadata, PAIRS),
     "staged measurement corrupted": (corruption.corrupted_measurement, MEASURE),
     "real images corrupted": (corruption.corrupted_images, FLOW1),
+    "reference or flow corrupted": (corruption.corrupted_reference, ("evaluate@flow2",)),
     "published pairs corrupted": (corruption.corrupted_publication, FLOW2),
     "finished training corrupted": (corruption.corrupted_finish, TRAIN),
     "teacher corrupted": (corruption.corrupted_model, PAIRS),
