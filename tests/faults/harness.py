@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.workers.launch import free_port
+from pipeline.workers.launch import die_with_parent, free_port
 from tests.faults.kinds import KINDS
 from tests.faults.scene import Failure, Scene, code_digest, reference
 from tests.helpers import Project
@@ -56,6 +56,7 @@ def shared_server(home: Path) -> tuple[subprocess.Popen[bytes], str]:
     server = subprocess.Popen(
         [sys.executable, *command, "--port", port, "--log-level", "error"],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}/api"
     for _ in range(600):
