@@ -250,7 +250,8 @@ def _set_aside(home: Path) -> bool:
     needs nothing in it."""
     database = home / "prefect.db"
     try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+        reading = f"{database.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(reading, uri=True)) as opened:
             [(found,)] = opened.execute("PRAGMA quick_check(1)").fetchall()
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorname == "SQLITE_CANTOPEN":  # a path of more than 512 characters
