@@ -30,7 +30,7 @@ def read(path: Path) -> Marker | None:
         stated = marker.pop("sha256")
         _ = marker["noise_witness"], marker["pairs_sha256"], dict(marker["files"])
         return marker if stated == files.digest(marker) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return None
 
 

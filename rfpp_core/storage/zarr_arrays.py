@@ -53,7 +53,7 @@ def open_group(path: Path, made_by: str) -> zarr.Group:
         raise UserError(f"{quoted(path)} is missing; `{made_by}` makes it") from None
     except OSError as error:
         raise UserError(f"{quoted(path)} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise Corrupted(f"{path} is not a readable Zarr group: {quoted(error, 400)}; `{made_by}` "
                         f"rebuilds it", path / "zarr.json") from None  # fmt: skip
 
