@@ -48,7 +48,7 @@ def schedule(rounds: int, seed: int) -> list[Round]:
 
 
 def shared_server(home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """One Prefect server for most rounds."""
+    """One Prefect server for most rounds, which takes seconds to start."""
     env = {**os.environ, "PREFECT_HOME": str(home / "prefect"), "PREFECT_UI_ENABLED": "false",
            "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # fmt: skip
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
@@ -58,11 +58,14 @@ def shared_server(home: Path) -> tuple[subprocess.Popen[bytes], str]:
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent,
     )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
+    return server, f"http://127.0.0.1:{port}/api"
+
+
+def wait_for(url: str) -> None:
     for _ in range(600):
         try:
             urllib.request.urlopen(f"{url}/health", timeout=2).close()
-            return server, url
+            return
         except OSError:
             time.sleep(0.2)
     raise SystemExit("the shared Prefect server did not start")
@@ -81,9 +84,10 @@ def main() -> int:
     log = home / f"rounds-{given.rounds}-{given.seed}-{code}.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     print(f"faults: {given.rounds} rounds, seed {given.seed}, {len(done)} done before", flush=True)
-    truth = reference(home, code)
     server, url = shared_server(home)
     try:
+        truth = reference(home, code)
+        wait_for(url)
         plan, over = schedule(given.rounds, given.seed), {row["round"] for row in done}
         for i, planned in enumerate(plan):
             if i in over or (given.only and given.only not in planned.kind):
