@@ -169,9 +169,11 @@ def adaptive(
     Args:
         field: the velocity field.
         x: state at time t, (B, *).
-        t, s: first and last time, in either direction.
+        t: first time.
+        s: last time, before or after t.
         y: labels (B,) or None.
-        rtol, atol: relative and absolute tolerance of a step.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step.
     """
     from torchdiffeq import odeint
 
