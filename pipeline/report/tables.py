@@ -191,7 +191,7 @@ def spent_on(flow: str, config: Params, budget: int) -> str:
     recipe = config.recipe_of(flow)
     if not recipe.steps:
         return "nothing here: " + ("an import" if config.is_imported(flow) else "as it was")
-    training = 3 * recipe.steps * recipe.batch
+    training = recipe.forwards * recipe.steps * recipe.batch
     words = f"{training:,} for {recipe.steps:,} updates of {plural(recipe.batch, 'image')}"
     sets = [config.flows[flow].data, config.flows[flow].mix]
     made = [name for name in sets[: 1 + config.uses_mix(flow)] if name != IMAGES]

@@ -105,7 +105,7 @@ def code_of(
     loss = recipe.loss
     chosen = {
         recipe.times.distribution, recipe.decay, recipe.precision, loss.name, architecture.arch,
-        architecture.precond, *couplings,
+        architecture.precond, recipe.objective, *couplings,
     }  # fmt: skip
     if loss.perceptual != "none":
         chosen |= {loss.perceptual, loss.weighting}
@@ -145,7 +145,7 @@ def metadata_of(job: Job, curve: str, adopted: Sequence[Any]) -> dict[str, Any]:
         adopted: what `rfpp work adopt` recorded about it.
     """
     recipe = job.recipe
-    own = 3 * recipe.steps * recipe.batch
+    own = recipe.forwards * recipe.steps * recipe.batch
     made = {name: forwards for part in job.sets for name, forwards in part.spent.items()
             if name == ledger.key("pairs", part.digest)}  # fmt: skip
     spent = {**job.spent, ledger.key(KIND, files.digest(job.identity())): own}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import socket
@@ -124,12 +125,15 @@ def prepare(job: Job, loaded: Loaded, device: torch.device, rank: runtime.Rank) 
     config = build.train_config(recipe, seed)
     field = build.field(job.architecture, recipe.dropout)
     checkpoint.load_into(field, checkpoint.load(job.start).tensors, str(job.start))
+    frozen = copy.deepcopy(field).requires_grad_(False).eval() if recipe.frozen_start else None
 
     def batches(start: int) -> Iterator[Batch]:
         images, key = loader.place(loaded.images, device), subkey(seed, "order")
         return loader.batches(images, loaded.labels, recipe.batch, key, device, start, rank)
 
-    loss = build.loss(recipe, loaded.coupling, perceptual)
+    if frozen is not None:
+        frozen.to(device)
+    loss = build.loss(recipe, loaded.coupling, perceptual, frozen)
     return Prepared(TrainState(field, config, device), batches, loss, config)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.small_unet import SmallUNet
 from rfpp_core.model.nets.song_unet import SongUNet
+from rfpp_core.model.path import Field
 from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.rng import StepRNG, subkey
 from rfpp_core.sampling.flow import Flow
@@ -196,9 +197,13 @@ PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by th
 
 
 def time_distribution(params: Times) -> InverseCDF:
-    """Maps uniform draws (B,) in (0, 1) to training times; random ones keep off 0 and 1."""
+    """Maps uniform draws (B,) in (0, 1) to training times.
+
+    Times of a continuous distribution keep off 0 and 1; those of ``at_one`` are 1 exactly.
+    """
     inverse = TIMES[params.distribution](params)
-    return inverse if params.distribution == "fixed" else lambda u: times.inside(inverse(u))
+    whole = inverse if params.distribution == "fixed" else lambda u: times.inside(inverse(u))
+    return partial(times.with_atom, inverse=whole, p=params.at_one) if params.at_one else whole
 
 
 def training_times(params: Times) -> Callable[[StepRNG], Tensor]:
@@ -214,24 +219,40 @@ def distance(params: Loss) -> losses.Distance:
     return DISTANCES[params.name](params)
 
 
-def loss(
-    recipe: Recipe, coupling: Coupling, perceptual: losses.Distance | None = None
-) -> losses.LossFunction:
-    """Flow matching on a coupling, with the recipe's times, distances and label dropout.
+class Parts(NamedTuple):
+    """What an objective is made of."""
 
-    Args:
-        recipe: how it is trained.
-        coupling: gives (x, z, y).
-        perceptual: the distance of images that the recipe names, if it names one.
-    """
-    params, seen = recipe.loss, None
-    if perceptual is not None:
+    recipe: Recipe
+    coupling: Coupling  # gives (x, z, y)
+    perceptual: losses.Distance | None  # of images, if the recipe names one
+    frozen: Field | None  # the weights that the flow starts from, if the objective uses them
+
+
+def loss(
+    recipe: Recipe,
+    coupling: Coupling,
+    perceptual: losses.Distance | None = None,
+    frozen: Field | None = None,
+) -> losses.LossFunction:
+    """The objective of a recipe, on a coupling; see :class:`Parts` for the arguments."""
+    return OBJECTIVES[recipe.objective](Parts(recipe, coupling, perceptual, frozen))
+
+
+def _flow_matching(parts: Parts) -> losses.LossFunction:
+    recipe, seen = parts.recipe, None
+    params = recipe.loss
+    if parts.perceptual is not None:
         weight = WEIGHTINGS[params.weighting]
-        seen = losses.PerceptualTerm(params.perceptual, perceptual, weight)
+        seen = losses.PerceptualTerm(params.perceptual, parts.perceptual, weight)
     term = losses.Term(params.name, distance(params))
     return losses.flow_matching(
-        coupling, training_times(recipe.times), term, recipe.label_dropout, seen
+        parts.coupling, training_times(recipe.times), term, recipe.label_dropout, seen
     )
+
+
+OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
+    "flow_matching": _flow_matching,
+}
 
 
 def _there(noise: Tensor | None) -> Tensor:

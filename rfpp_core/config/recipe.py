@@ -29,6 +29,11 @@ class Times(Section):
     mean: float = Field(default=0.0, description="of logit_normal")
     std: PositiveFloat = Field(default=1.0, description="of logit_normal")
     t: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="time of fixed")
+    at_one: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="share of the times that are 1 exactly, where every path begins; the rest "
+        "follow `distribution`",
+    )
     antithetic: bool = Field(
         default=False,
         description="for about half of its times t, a batch holds 1 - t too, as in RF++",
@@ -114,6 +119,9 @@ class Recipe(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
+    objective: Literal["flow_matching"] = Field(
+        default="flow_matching", description="what is minimised"
+    )
     coupling: Literal["independent"] = Field(
         default="independent", description="noise of real images; pairs have their own"
     )
@@ -134,15 +142,31 @@ class Recipe(Section):
         if self.times.antithetic and self.times.distribution == "logit_normal" and self.times.mean:
             raise ValueError("times.antithetic needs a distribution that is symmetric about 1/2, "
                              "so times.mean must be 0")  # fmt: skip
+        if self.times.antithetic and self.times.at_one:
+            raise ValueError("times.antithetic mirrors every time about 1/2, so times.at_one must "
+                             "be 0")  # fmt: skip
         fixed_at_0 = self.times.distribution == "fixed" and not self.times.t
         if self.loss.perceptual != "none" and self.loss.weighting == "over_t" and fixed_at_0:
             raise ValueError("loss.weighting: over_t divides by t, so times.t must be above 0")
         return self
 
     @property
+    def frozen_start(self) -> bool:
+        """Whether the objective uses the weights that the flow starts from, frozen."""
+        return self.objective in FROZEN_START
+
+    @property
+    def forwards(self) -> int:
+        """Network forwards an image of an update costs; a backward pass counts as two."""
+        return 3 + EXTRA_FORWARDS.get(self.objective, 0)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The part of the recipe that determines the weights."""
         return described(self, NOT_IN_WEIGHTS)
 
+
+FROZEN_START: frozenset[str] = frozenset()  # objectives that use the initial weights, frozen
+EXTRA_FORWARDS: dict[str, int] = {}  # of an objective, beyond a forward and a backward pass
 
 NOT_IN_WEIGHTS: Any = {"log_every": True, "loss": {"vgg_path"}}

@@ -10,6 +10,7 @@ All take and return float tensors (B,).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 def fixed(u: Tensor, t: float = 1.0) -> Tensor:
     """Always ``t``; at t = 1 a training on pairs is plain regression of the image."""
     return torch.full_like(u, t)
+
+
+def with_atom(u: Tensor, inverse: Callable[[Tensor], Tensor], p: float) -> Tensor:
+    """1 exactly with probability ``p`` in (0, 1], otherwise ``inverse`` of a uniform draw.
+
+    Every path begins at t = 1, where x_t is the noise alone: what is learned there is the image
+    of a single step, which the other times then refine.
+    """
+    rest = inverse(((u - p) / (1 - p)).clamp(min=0)) if p < 1 else u
+    return torch.where(u < p, torch.ones_like(u), rest)
 
 
 def inside(t: Tensor) -> Tensor:

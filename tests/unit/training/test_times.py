@@ -3,8 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import stats
 
+from rfpp_core.config import build
+from rfpp_core.config.recipe import Recipe, Times
 from rfpp_core.rng import StepRNG
 from rfpp_core.training import times
 
@@ -36,6 +39,31 @@ def test_logit_normal_has_a_normal_logit():
 def test_uniform_and_fixed_times():
     assert torch.equal(times.uniform(U), U)
     assert torch.equal(times.fixed(U, 1.0), torch.ones_like(U))
+
+
+def test_a_share_of_the_times_is_one_exactly_and_the_rest_keeps_its_distribution():
+    t = times.with_atom(U, times.u_shape, 0.9)
+    assert float((t == 1).double().mean()) == pytest.approx(0.9, abs=1e-5)
+    rest = t[t < 1]
+    reference = times.u_shape((torch.arange(len(rest), dtype=torch.float64) + 0.5) / len(rest))
+    torch.testing.assert_close(rest.sort().values, reference, rtol=0, atol=1e-4)
+    assert torch.equal(times.with_atom(U, times.u_shape, 1.0), torch.ones_like(U))
+
+
+@pytest.mark.parametrize("distribution", ["u_shape", "uniform", "logit_normal", "fixed"])
+def test_every_distribution_takes_times_of_one(distribution):
+    params = Times(distribution=distribution, t=0.5, at_one=0.25)
+    t = build.time_distribution(params)(U)
+    assert float((t == 1).double().mean()) == pytest.approx(0.25, abs=1e-5)
+    plain = build.time_distribution(Times(distribution=distribution, t=0.5))(U)
+    assert float(t[t < 1].mean()) == pytest.approx(float(plain.mean()), abs=1e-4)
+    assert t.min() > 0
+    assert t.isfinite().all()
+
+
+def test_mirrored_times_have_no_share_at_one():
+    with pytest.raises(ValidationError, match=r"times.at_one must be 0"):
+        Recipe.model_validate({"times": {"antithetic": True, "at_one": 0.5}})
 
 
 def test_random_times_stay_inside_the_interval():

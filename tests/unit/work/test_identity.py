@@ -178,7 +178,8 @@ def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
     roots = [identity.Name("pipeline.work.training_run", "prepare"),
              identity.Name("pipeline.work.training_data", "read_pairs")]  # fmt: skip
     roots.append(identity.Name("rfpp_core.training.trainer", "train"))
-    chosen = {"u_shape", "pseudo_huber", "seeded", "small_unet", "velocity", "cosine", "fp32"}
+    chosen = {"u_shape", "pseudo_huber", "seeded", "small_unet", "velocity", "cosine", "fp32",
+              "flow_matching"}  # fmt: skip
     assert found == identity.digests(roots, chosen)
     names = {f"{at.module}.{at.name}" for at in identity.closure(roots, chosen)}
     assert names >= {
