@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test lint docs faults
+.PHONY: setup repro test test-long lint docs faults
 
 setup: $(STAMP)
 
@@ -21,7 +21,11 @@ repro: setup
 	dvc repro
 
 test: setup
-	python -m pytest -n 2 --dist worksteal
+	python -m pytest -n 2 --dist worksteal -m "not long"
+
+# The whole runs that `make test` leaves out.
+test-long: setup
+	python -m pytest -n 2 --dist worksteal -m long
 
 lint: setup
 	ruff check .

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gen_cli
+import gen_methods
 import gen_params
 import gen_pipeline
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 GENERATED: dict[str, Callable[[], str]] = {
+    "methods/index.md": gen_methods.page,
     "reference/params.md": gen_params.page,
     "reference/cli.md": gen_cli.page,
     "reference/environment.md": gen_pipeline.environment,

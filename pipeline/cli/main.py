@@ -14,7 +14,7 @@ import typer
 
 from pipeline import console
 from pipeline.artifacts import DEFAULT_MODEL
-from pipeline.cli import compare, draw, edit, presets, work
+from pipeline.cli import compare, draw, edit, methods, presets, work
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.params import Params
 from rfpp_core.errors import Corrupted, UserError, quoted
@@ -33,6 +33,7 @@ app.command()(edit.invert)
 app.command()(edit.interpolate)
 app.command()(edit.translate)
 app.command()(compare.compare)
+app.command()(methods.methods)
 
 
 def _version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from signal import SIGINT, SIGKILL, SIGTERM
 
-from tests.faults import changes, corruption, kills, together
+from tests.faults import changes, corruption, environments, kills, together
 from tests.faults.scene import STAGES, Attack
 
 ALL = tuple(STAGES)
@@ -57,6 +57,11 @@ KINDS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "dvc.lock truncated": (changes.lock_cut, ALL),
     "model swapped for another": (changes.model_swapped, READ),
     "two sets of pairs swapped": (changes.pairs_swapped, FLOW2),
+    "an unlikely path": (environments.unlikely_path, ALL),
+    "a symlinked checkout": (environments.symlinked, ALL),
+    "unlikely surroundings": (environments.surroundings, ALL),
+    "a state of the git repository": (environments.git_state, ALL),
+    "another command meanwhile": (environments.command_meanwhile, ALL),
     "two runs of a stage": (together.two_stages, ALL),
     "two dvc repro": (together.two_repros, ALL),
     "dvc exp: killed and resumed": (together.resumed, PAIRS + FLOW2),

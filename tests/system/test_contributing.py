@@ -60,6 +60,7 @@ def identities(project: Project) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_new_coupling_is_four_files_and_a_page_and_changes_no_identity(pretrained, tmp_path):
     project = pretrained.copy(tmp_path / "project")
     before = identities(project)

@@ -128,6 +128,7 @@ def test_metadata_of_strangers_is_checked(tmp_path, text):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_pipeline_from_an_imported_teacher(tmp_path):
     """Also class-conditional: labels through pairs, reflow, evaluation."""
     project = new_project(tmp_path / "project")

@@ -9,7 +9,7 @@ import pytest
 from rfpp_core.storage import files
 from tests.helpers import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 NAMES = {"flow1": "teacher", "flow2": "straight", "pairs2": "made", "unet": "small",
          "reflow": "second"}  # fmt: skip
 

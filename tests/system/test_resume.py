@@ -253,6 +253,7 @@ def test_going_back_restores_from_the_run_cache(tmp_path, finished):
     assert results(project) == before
 
 
+@pytest.mark.long
 def test_a_third_round_is_two_rows(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
     project.set(
@@ -265,6 +266,7 @@ def test_a_third_round_is_two_rows(tmp_path, finished):
         assert (project.path / name).exists()
 
 
+@pytest.mark.long
 def test_conditional_with_guidance(tmp_path):
     project = new_project(tmp_path / "project")
     project.set("networks.unet.conditional=true", "recipes.pretrain.label_dropout=0.2",
@@ -284,6 +286,7 @@ def test_conditional_with_guidance(tmp_path):
     assert (done.returncode, done.stderr) == (2, "rfpp: label 10 is out of range 0..9\n")
 
 
+@pytest.mark.long
 def test_config_g(tmp_path, finished):
     """flow2 fine-tuned on real images that flow1 inverted, also with its own pairs mixed in."""
     project = finished.copy(tmp_path / "project")

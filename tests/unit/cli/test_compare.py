@@ -195,6 +195,7 @@ def finish_queue(tiny) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_experiments_of_dvc_are_compared(tiny):
     """Results of other params, and metrics older than the params beside them, do not count."""
     done = compared(tiny, ok=False)
