@@ -36,8 +36,9 @@ Every option of `params.yaml`, with its type, range and default. This page is ma
 SOLVER_NOTE = """## Solvers
 
 `rk2:<delta>`, 0 < delta ≤ 1, is the two-stage rule with its second stage at delta of the step:
-`heun` is `rk2:1`, `midpoint` is `rk2:0.5`. A two-stage solver spends an odd NFE with the last step
-cut to one evaluation.
+`heun` is `rk2:1`, `midpoint` is `rk2:0.5`, also named `rf-solver`. `taylor:<delta>` is RF-Solver's
+with its difference taken over delta of time instead. A two-stage solver spends an odd NFE with the
+last step cut to one evaluation; `fireflow` takes one more in its first step, so N + 1 for N steps.
 
 """
 

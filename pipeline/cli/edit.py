@@ -27,7 +27,7 @@ Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
 Out = Annotated[Path, typer.Option(help="folder for the results")]
 Nfe = Annotated[int, typer.Option(help="network evaluations (NFE) each way")]
-Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, edm-heun or rk45")]
+Solver = Annotated[str, typer.Option(help="euler, midpoint, heun, fireflow, edm-heun or rk45")]
 Label = Annotated[int | None, typer.Option(help="class of the images, for a conditional flow")]
 OUT = Path("edited")
 MOST = 1000  # images in a strip
