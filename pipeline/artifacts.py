@@ -48,6 +48,11 @@ def samples(flow: str) -> Path:
     return Path(f"samples/{flow}")
 
 
+def grid(flow: str) -> Path:
+    """The grids that were searched for a flow, if any were."""
+    return samples(flow) / "grid.json"
+
+
 def root() -> Path:
     """Where ``.work`` is."""
     here = Path.cwd().resolve()

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     import torch
 
     from rfpp_core.sampling.flow import Flow
+    from rfpp_core.sampling.sampler import SamplerConfig
 
+GridOption = Annotated[
+    str, typer.Option(help="uniform, karras, times such as 1,0.8, or a file of `rfpp grid`")
+]
 ROW, ROWS = 8, 16  # columns and most rows of a conditional flow's grid, without --n
 
 
@@ -38,10 +42,11 @@ def sample(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="euler, heun, midpoint, anchored, edm-heun or rk45 [euler up to 8 NFE, else heun]"
+            help="euler, heun, midpoint (or rf-solver), fireflow, anchored, edm-heun or rk45 "
+            "[euler up to 8 NFE, else heun]"
         ),
     ] = None,
-    grid: Annotated[str, typer.Option(help="uniform, karras, or times such as 1,0.8")] = "uniform",
+    grid: GridOption = "uniform",
     out: Annotated[
         Path, typer.Option(help="file to write: .png for a grid, .npz for arrays")
     ] = Path("grid.png"),
@@ -55,14 +60,13 @@ def sample(
 
     from pipeline.console import save_arrays, save_grid
     from rfpp_core.images.pixels import to_uint8
-    from rfpp_core.sampling.flow import sampler_for
 
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"{out} must end in .png or .npz")
     flow = open_flow(model, runtime.device())
     rows = out.suffix == ".png" and label is None and flow.classes > 0
     n = n if n is not None else ROW * min(flow.classes, ROWS) if rows else 64
-    sampler = sampler_for(flow, nfe, solver, grid, guidance)
+    chosen = sampler(flow, nfe, solver, grid, guidance)
     if n * 16 * math.prod(flow.shape) > runtime.memory():  # float32, and a copy
         raise UserError(f"--n is {n}: so many images do not fit into memory; draw fewer at a "
                         f"time, with other seeds")  # fmt: skip
@@ -70,14 +74,30 @@ def sample(
     labels = flow.labels(n, seed, None if label is None else [label])
     if rows:
         labels = [i // columns for i in range(n)]
-    images = flow.sample(n, nfe, seed, labels, sampler)
+    images = flow.sample(n, nfe, seed, labels, chosen)
     if out.suffix == ".png":
         save_grid(images, out, columns)
     else:
         given = np.full(n, -1) if labels is None else np.array(labels)
         save_arrays(out, {"images": to_uint8(images).numpy(), "labels": given})
-    cost = f"{sampler.forwards} NFE" if sampler.forwards else "RK45's own NFE"
+    cost = f"{chosen.forwards} NFE" if chosen.forwards else "RK45's own NFE"
     print(f"{n} images at {cost} from {model} -> {out}")
+
+
+def sampler(flow: Flow, nfe: int, solver: str | None, grid: str, guidance: float) -> SamplerConfig:
+    """The sampler of the options; the grid of a grid file is for Euler, unless --solver is given.
+
+    Raises:
+        UserError: saying what is wrong and what is allowed.
+    """
+    from rfpp_core.config import grid_file
+    from rfpp_core.sampling.flow import sampler_for
+
+    if not grid.endswith(".json"):
+        return sampler_for(flow, nfe, solver, grid, guidance)
+    solver = solver or "euler"
+    times = grid_file.times_for(grid_file.read(Path(grid), flow.digest), solver, nfe)
+    return sampler_for(flow, nfe, solver, ",".join(map(repr, times)), guidance)
 
 
 def open_flow(path: Path, device: torch.device) -> Flow:

@@ -14,11 +14,10 @@ import typer
 
 from pipeline import console
 from pipeline.artifacts import DEFAULT_MODEL
-from pipeline.cli import compare, draw, edit, methods, presets, work
+from pipeline.cli import compare, draw, edit, grid, methods, presets, work
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.params import Params
 from rfpp_core.errors import Corrupted, UserError, quoted
-from rfpp_core.sampling.flow import sampler_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None)  # fmt: skip
@@ -29,6 +28,7 @@ USAGE: Any = typer.BadParameter.__mro__[1]  # a command line that cannot be pars
 
 app.command()(presets.preset)
 app.command()(draw.sample)
+app.command()(grid.grid)
 app.command()(edit.invert)
 app.command()(edit.interpolate)
 app.command()(edit.translate)
@@ -70,16 +70,18 @@ def export(
     guidance: Annotated[float, typer.Option(help="guidance scale; 1 for none")] = 1.0,
     solver: Annotated[
         str | None,
-        typer.Option(help="euler, heun, midpoint or anchored [euler up to 8 NFE, else heun]"),
+        typer.Option(
+            help="euler, heun, midpoint, fireflow or anchored [euler up to 8 NFE, else heun]"
+        ),
     ] = None,
-    grid: Annotated[str, typer.Option(help="uniform, karras, or times such as 1,0.8")] = "uniform",
+    grid: draw.GridOption = "uniform",
 ) -> None:
     """Exports a flow to ONNX or torch.export.  Noise (and labels) in, images in [-1, 1] out."""
     from rfpp_core.config import build
     from rfpp_core.interop.onnx import export as write
 
     flow = build.load_flow(model)
-    sampler = sampler_for(flow, nfe, solver, grid, guidance)
+    sampler = draw.sampler(flow, nfe, solver, grid, guidance)
     gap = write(flow, sampler, out)
     print(f"{model} at {sampler.forwards} NFE -> {out}; its images differ from the flow's by at "
           f"most {gap:.1g}")  # fmt: skip

@@ -13,6 +13,7 @@ from pipeline.report.results import Results, Row, number
 from rfpp_core.config import build
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES
+from rfpp_core.sampling.solver_table import SEARCHED
 
 WIDTH, DPI, LETTERS = 5.6, 200, 64  # inches; about as many letters as fit beside each other
 COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color",
@@ -39,10 +40,13 @@ def distance(folder: Path, net: str, found: Results) -> Figure:
     name, ticks = DISTANCES[net], set()
     for flow, look in looks(found.flows).items():
         rows = sorted(found.tables[flow], key=lambda row: int(row["nfe"]))
-        points = [(int(r["nfe"]), number(r, name)) for r in rows if number(r, name) > 0]
-        ticks |= {nfe for nfe, _ in points}
-        axes.plot(*zip(*points, strict=True) if points else ([], []), color=look.colour,
-                  ls=look.dash, marker=look.marker, label=flow)  # fmt: skip
+        points = _points(name, [row for row in rows if row["solver"] != SEARCHED])
+        own = _points(name, [row for row in rows if row["solver"] == SEARCHED])
+        ticks |= set(points[0])
+        axes.plot(*points, color=look.colour, ls=look.dash, marker=look.marker, label=flow)
+        if own[0]:
+            axes.plot(*own, color=look.colour, ls="", marker=look.marker, mfc="none",
+                      label=f"{flow}, own grid")  # fmt: skip
     held_out = float(found.real[f"{net}/held_out_row"][:, 0].mean())
     axes.axhline(held_out, ls="--", c=NEUTRAL, lw=1, label="held-out images")
     axes.axhline(found.floor(net), ls=":", c=NEUTRAL, lw=1, label="floor")
@@ -52,6 +56,12 @@ def distance(folder: Path, net: str, found: Results) -> Figure:
     axes.minorticks_off()
     _plain(axes)
     return _saved(figure, folder / file)
+
+
+def _points(name: str, rows: list[Row]) -> tuple[list[int], list[float]]:
+    """Evaluations, and distances above 0."""
+    measured = [row for row in rows if number(row, name) > 0]
+    return [int(row["nfe"]) for row in measured], [number(row, name) for row in measured]
 
 
 def losses(folder: Path, found: Results) -> Figure | None:

@@ -23,6 +23,7 @@ from pipeline.report.results import Results
 from pipeline.report.tables import Table
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES
+from rfpp_core.sampling.solver_table import SEARCHED
 from rfpp_core.storage import files
 
 WIDE = 520  # pixels of a grid, about as many as a panel of two has
@@ -62,7 +63,8 @@ def write(config: Params) -> None:
 def _write_curves(folder: Path, found: Results) -> None:
     """What `dvc plots` draws: the flows' curves in one file each."""
     rows = [{"flow": flow, "nfe": row["nfe"], "distance": row["distance"]}
-            for flow, of_flow in found.tables.items() for row in of_flow]  # fmt: skip
+            for flow, of_flow in found.tables.items() for row in of_flow
+            if row["solver"] != SEARCHED]  # fmt: skip
     files.write_csv(folder / "distance.csv", rows)
     losses = [
         {"flow": flow, "step": row["step"], "loss": row["loss"]}

@@ -17,7 +17,7 @@ from pipeline.report.numbers import evaluations
 from pipeline.report.results import Results
 from rfpp_core.images import pixels
 from rfpp_core.images import store as image_store
-from rfpp_core.sampling.solver_table import ADAPTIVE
+from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED, row_name
 
 REAL = "real.png"
 COLUMNS, ROWS, CLASS_ROWS = 8, 8, 16  # of a grid; of one with a class a row
@@ -45,7 +45,9 @@ def of_flow(flow: str, found: Results) -> list[Grid]:
         if row["solver"] != ADAPTIVE:
             caption = f"{evaluations(int(row['nfe']))} an image, {row['solver']}"
             rows = _of_rows(names, max(ROWS, min(len(names), CLASS_ROWS)))
-            grids.append(_grid(row["nfe"], f"{flow}/nfe{row['nfe']}.png", caption, rows))
+            label = f"{row['nfe']} BOSS" if row["solver"] == SEARCHED else row["nfe"]
+            file = f"{flow}/{row_name(row['solver'], row['nfe'])}.png"
+            grids.append(_grid(label, file, caption, rows))
     path = "from noise (left) to image (right) in 10 Euler steps"
     return [*grids, _grid("path", f"{flow}/trajectory.png", path, _of_rows(names, ROWS))]
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import artifacts
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES
-from rfpp_core.sampling.solver_table import ADAPTIVE
+from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED
 from rfpp_core.storage import checkpoint
 
 Row = dict[str, str]  # a line of a CSV
@@ -57,7 +57,8 @@ class Results(NamedTuple):
     def at(self, flow: str, net: str, nfe: int) -> float:
         """A flow's distance at a number of evaluations; NaN if it was not measured."""
         found = (number(row, DISTANCES[net]) for row in self.tables[flow]
-                 if row["solver"] != ADAPTIVE and int(row["nfe"]) == nfe)  # fmt: skip
+                 if row["solver"] not in (ADAPTIVE, SEARCHED)
+                 and int(row["nfe"]) == nfe)  # fmt: skip
         return next(found, float("nan"))
 
 

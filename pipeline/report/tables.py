@@ -13,7 +13,10 @@ from pipeline.report.results import Results, Row, number
 from rfpp_core.config.flow import IMAGES
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES, columns
-from rfpp_core.sampling.solver_table import ADAPTIVE
+from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED
+
+NAMES = {ADAPTIVE: "rk45 (adaptive)", SEARCHED: "euler, own grid"}  # of solvers, in full
+MORE = {"agreement": "agreement", "endpoint_error": "to fine solution"}  # heads of more columns
 
 
 class Cell(NamedTuple):
@@ -49,12 +52,12 @@ class Likes(NamedTuple):
 
 def distances(net: str, found: Results) -> Table:
     """By one feature net: the real images, then the flows by data and budget."""
-    agreement = _has_agreement(net, found)
+    more = _more(net, found)
     head = ["", "NFE", "solver", DISTANCES[net], "excess", "to held-out", "KID × 1000",
-            "precision", "recall", *(["agreement"] if agreement else []), "n × seeds"]  # fmt: skip
-    groups = [Group("Real images", _real_rows(net, found, agreement))]
+            "precision", "recall", *(MORE[name] for name in more), "n × seeds"]  # fmt: skip
+    groups = [Group("Real images", _real_rows(net, found, more))]
     for likes, flows in grouped(found).items():
-        rows = [row for flow in flows for row in _rows_of(flow, net, found, agreement)]
+        rows = [row for flow in flows for row in _rows_of(flow, net, found, more)]
         groups.append(Group(f"{likes.data}; budget {likes.budget:,}", rows))
     return Table(head, groups)
 
@@ -102,12 +105,21 @@ def excess(distance: float, flow: str, net: str, found: Results) -> float:
     return (distance - floor) / best if best > 0 else math.nan
 
 
+def _more(net: str, found: Results) -> list[str]:
+    """The columns of MORE that were measured, and belong to a feature net."""
+    names = ["agreement"] if _has_agreement(net, found) else []
+    return [*names, *(["endpoint_error"] if _has("endpoint_error", found) else [])]
+
+
 def _has_agreement(net: str, found: Results) -> bool:
-    rows = (row for of_flow in found.tables.values() for row in of_flow)
-    return net == "classifier" and any(row.get("agreement") for row in rows)
+    return net == "classifier" and _has("agreement", found)
 
 
-def _real_rows(net: str, found: Results, agreement: bool) -> list[list[Cell]]:
+def _has(column: str, found: Results) -> bool:
+    return any(row.get(column) for of_flow in found.tables.values() for row in of_flow)
+
+
+def _real_rows(net: str, found: Results, more: Sequence[str]) -> list[list[Cell]]:
     """The floor and the held-out images.  Standard deviations are over bootstraps."""
     rows = []
     names = {"floor": "floor: training images", "held_out_row": "held-out images"}
@@ -118,27 +130,27 @@ def _real_rows(net: str, found: Results, agreement: bool) -> list[list[Cell]]:
         cells = [_cell(float(a), float(b)) for a, b in zip(mean, std, strict=True)]
         cells[2] = _cell(float(mean[2]) * 1000, float(std[2]) * 1000)
         known = found.accuracy if key == "held_out_row" else None
-        more = [Cell(short(known))] if agreement else []
+        others = [Cell(short(known) if name == "agreement" else "") for name in more]
         n = f"{found.config.evaluate.n:,} × {len(values)}"
         rows.append(
-            [Cell(name), Cell(""), Cell(""), cells[0], Cell(""), *cells[1:], *more, Cell(n)]
+            [Cell(name), Cell(""), Cell(""), cells[0], Cell(""), *cells[1:], *others, Cell(n)]
         )
     return rows
 
 
-def _rows_of(flow: str, net: str, found: Results, agreement: bool) -> Iterable[list[Cell]]:
+def _rows_of(flow: str, net: str, found: Results, more: Sequence[str]) -> Iterable[list[Cell]]:
     """The rows of a flow, whose name spans them."""
     rows = found.tables[flow]
     for i, row in enumerate(rows):
         name = [Cell(flow, flow=flow, rows=len(rows))] if i == 0 else []
         distance, *others = columns(net)
         away = excess(number(row, distance), flow, net, found)
-        cells = [_measured(row, name, 1000 if name.startswith("kid_") else 1) for name in others]
-        more = [_measured(row, "agreement")] if agreement else []
-        solver = "rk45 (adaptive)" if row["solver"] == ADAPTIVE else row["solver"]
+        cells = [_measured(row, name, 1000 if name.startswith("kid_") else 1)
+                 for name in (*others, *more)]  # fmt: skip
+        solver = NAMES.get(row["solver"], row["solver"])
         n = f"{int(row['n']):,} × {row['seeds']}"
         yield [*name, Cell(row["nfe"]), Cell(solver), _measured(row, distance),
-               Cell(multiple(away)), *cells, *more, Cell(n)]  # fmt: skip
+               Cell(multiple(away)), *cells, Cell(n)]  # fmt: skip
 
 
 def _measured(row: Row, name: str, scale: float = 1) -> Cell:

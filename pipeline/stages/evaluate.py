@@ -1,7 +1,8 @@
 """Stage ``evaluate@flow``: one flow against the real images.
 
 models/<flow>.safetensors -> metrics/<flow>.json (means, for ``dvc exp show``),
-curves/distance/<flow>.csv (every number with its standard deviation) and samples/<flow>/*.png.
+curves/distance/<flow>.csv (every number with its standard deviation) and samples/<flow>/*.png,
+with samples/<flow>/grid.json where ``evaluate.grid_search`` asks for it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import artifacts, console
-from pipeline.work import evaluation_job, rows, workdir
+from pipeline.work import evaluation_job, grid_job, rows, workdir
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
 from pipeline.work.training_data import check_fit
@@ -45,7 +46,10 @@ def run(name: str) -> None:
     held_out = image_store.read(artifacts.IMAGES, "held_out")
     with workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work:
         found = Results(work.path)
-        table = evaluation_job.table(flow, real, config, row, found, name)
+        grids = grid_job.own(flow, config.evaluate, config.seed, found)
+        more = grid_job.samplers(grids, config.evaluate, row)
+        table = evaluation_job.table(flow, real, config, row, found, name, more)
+        errors = grid_job.add_errors(table, flow, grids, config.evaluate, row, found)
         properties = evaluation_job.properties(flow, config, found, held_out, images)
     workdir.confirm(requested, request(params.load(), name))
     files.write_csv(artifacts.table(name), table)
@@ -53,11 +57,13 @@ def run(name: str) -> None:
     files.write_json(artifacts.metrics(name), {
         **evaluation_job.primary_metrics(real, table),
         **properties,
+        **errors,
         "images_per_second_nfe1": round(evaluation_job.speed(flow, config.evaluate.n)),
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],
     })  # fmt: skip
-    evaluation_job.pictures(flow, name, config)
+    evaluation_job.pictures(flow, name, config, more)
+    grid_job.publish(grids, name)
 
 
 if __name__ == "__main__":

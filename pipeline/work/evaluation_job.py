@@ -33,7 +33,7 @@ from rfpp_core.images import pixels
 from rfpp_core.images.store import Images
 from rfpp_core.sampling.flow import MICRO_BATCH, Flow
 from rfpp_core.sampling.sampler import SamplerConfig, draw
-from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
+from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED, properties_of, row_name
 from rfpp_core.sampling.solvers import trajectory
 
 KIND = "evaluate"  # of staged work
@@ -42,10 +42,15 @@ MOST = 1000  # held-out images that are sent to noise and back
 SHOWN = 64
 
 Row = dict[str, Any]  # of the table of a flow
+Plan = Sequence[tuple[SamplerConfig, int]]  # samplers, each with its number of sampling seeds
 
 
 def key_of(
-    what: str, flow: Flow, sampler: SamplerConfig, functions: Sequence[str]
+    what: str,
+    flow: Flow,
+    sampler: SamplerConfig,
+    functions: Sequence[str],
+    module: str = "evaluation_job",
 ) -> dict[str, Any]:
     """What any measurement depends on, beside the flow's weights and architecture.
 
@@ -53,42 +58,52 @@ def key_of(
         what: is measured.
         flow: of which flow.
         sampler: by which sampler.
-        functions: those of this module that measure it.
+        functions: those that measure it.
+        module: of ``pipeline.work`` that they are in.
     """
     return {
         "measured": what,
         "start": flow.start,
         "sampler": asdict(sampler),
         "device": flow.device.type,
-        "code": code_of(flow, sampler, functions),
+        "code": code_of(flow, sampler, functions, module),
     }
 
 
-def code_of(flow: Flow, sampler: SamplerConfig, functions: Sequence[str]) -> dict[str, str]:
+def code_of(
+    flow: Flow, sampler: SamplerConfig, functions: Sequence[str], module: str = "evaluation_job"
+) -> dict[str, str]:
     """Digests of the code that builds a flow, draws with a sampler and measures, by module."""
     arch = build.architecture_of(flow.metadata["architecture"])
     grid = [] if sampler.times else [sampler.grid]
-    return dict(_code((arch.arch, arch.precond, sampler.solver, *grid), tuple(functions)))
+    names = tuple(identity.Name(f"pipeline.work.{module}", name) for name in functions)
+    return dict(_code((arch.arch, arch.precond, sampler.solver, *grid), names))
 
 
 @cache
-def _code(chosen: tuple[str, ...], functions: tuple[str, ...]) -> dict[str, str]:
+def _code(chosen: tuple[str, ...], functions: tuple[identity.Name, ...]) -> dict[str, str]:
     """The same, of values of params: it does not change while a stage runs."""
     roots = [
         identity.Name("rfpp_core.config.build", "flow_of"),
         identity.Name("rfpp_core.runtime", "exact"),
         identity.Name("rfpp_core.sampling.flow", "Flow"),
-        *(identity.Name("pipeline.work.evaluation_job", name) for name in functions),
+        *functions,
     ]
     return identity.digests(roots, set(chosen))
 
 
 def table(
-    flow: Flow, real: Reference, config: Params, row: FlowRow, found: Results, name: str
+    flow: Flow,
+    real: Reference,
+    config: Params,
+    row: FlowRow,
+    found: Results,
+    name: str,
+    more: Plan = (),
 ) -> list[Row]:
-    """The rows of a flow's table, a sampler each."""
+    """The rows of a flow's table, a sampler each; those of ``more`` come last."""
     section = config.evaluate
-    planned = samplers(section, flow.start, row)
+    planned = [*samplers(section, flow.start, row), *more]
     rows: list[Row] = []
     with console.bar(name, sum(seeds for _, seeds in planned) * section.n, "img") as bar:
         for sampler, seeds in planned:
@@ -98,7 +113,7 @@ def table(
                 bar.update(section.n)
             key = key_of("evaluations", flow, sampler, ["spent"])
             nfe = sampler.nfe or found.once(key, partial(spent, flow, sampler))
-            rows.append(row_of(SamplerConfig(sampler.solver, nfe), section.n, values))
+            rows.append(row_of(SamplerConfig(label_of(sampler), nfe), section.n, values))
     return rows
 
 
@@ -125,6 +140,11 @@ def samplers(section: Evaluate, start: float, row: FlowRow) -> list[tuple[Sample
     seeds = row.many_seeds or section.many_seeds
     many = [(SamplerConfig(solver, section.many_nfe, grid), seeds)]
     return few + many + ([(SamplerConfig(ADAPTIVE), seeds)] if section.adaptive else [])
+
+
+def label_of(sampler: SamplerConfig) -> str:
+    """The name of a sampler's rows: its solver, or that of a searched grid."""
+    return sampler.grid if sampler.grid == SEARCHED else sampler.solver
 
 
 def measure(
@@ -252,7 +272,7 @@ def speed(flow: Flow, n: int) -> float:
     return n / float(np.median(seconds[1:]))
 
 
-def pictures(flow: Flow, name: str, config: Params) -> None:
+def pictures(flow: Flow, name: str, config: Params, more: Plan = ()) -> None:
     """Writes sample grids per NFE and trajectories as PNG, of the same noise for every flow.
 
     Of a conditional flow, each row is of one class.
@@ -260,11 +280,12 @@ def pictures(flow: Flow, name: str, config: Params) -> None:
     key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
     shown = max(SHOWN, 8 * min(flow.classes, 16))
     labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
-    for sampler, _ in samplers(config.evaluate, flow.start, config.flows[name]):
+    for sampler, _ in (*samplers(config.evaluate, flow.start, config.flows[name]), *more):
         if sampler.solver == ADAPTIVE:
             continue
         images = flow.from_noise_key(key, shown, sampler, labels)
-        console.save_grid(images, folder / f"nfe{sampler.nfe}.png", 8)
+        file = f"{row_name(label_of(sampler), sampler.nfe)}.png"
+        console.save_grid(images, folder / file, 8)
     z = rng.normal(key, torch.arange(8), flow.shape).to(flow.device)
     y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
     with torch.inference_mode():
@@ -285,7 +306,7 @@ def spent(flow: Flow, sampler: SamplerConfig) -> int:
 
 def _key(row: Row) -> str:
     """The key of a row in the metrics file."""
-    return ADAPTIVE if row["solver"] == ADAPTIVE else f"nfe{row['nfe']}"
+    return row_name(row["solver"], row["nfe"])
 
 
 def _y(flow: Flow, key: int, n: int) -> Tensor | None:

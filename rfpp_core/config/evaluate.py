@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rfpp_core.config.section import (
+    Natural,
     PathText,
     Positive,
     PositiveFloat,
@@ -47,6 +48,17 @@ class Features(Section):
         return self
 
 
+class GridSearch(Section):
+    """Search for the best grid of Euler steps of each flow (BOSS), with rows beside `nfe`'s."""
+
+    n: Natural = Field(
+        default=0, description="noise samples of the search, 100 are plenty; 0: no search"
+    )
+    anchors: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=100, description="steps of the fine solution, at whose times a grid may stop"
+    )
+
+
 class Evaluate(Section):
     """What is measured of every flow."""
 
@@ -59,6 +71,7 @@ class Evaluate(Section):
     grids: dict[str, tuple[float, ...]] = Field(
         default={}, description='times by NFE, such as {"2": [1.0, 0.8]}; otherwise uniform'
     )
+    grid_search: GridSearch = GridSearch()
     many_nfe: Positive = Field(default=35, description="NFE of one more row, by Heun")
     many_seeds: Positive = Field(default=1, description="sampling seeds of that row")
     adaptive: bool = Field(default=False, description="adds a row by RK45, with its average NFE")
@@ -85,3 +98,18 @@ class Evaluate(Section):
                 raise ValueError(f"grids.{name} must be {steps} times falling from 1, for one "
                                  f"of nfe {list(self.nfe)}; it is {list(times)}")  # fmt: skip
         return self
+
+    @model_validator(mode="after")
+    def there_are_steps_to_search(self) -> Self:
+        if self.grid_search.n and not self.searched:
+            raise ValueError(f"grid_search finds grids of 2 to {self.grid_search.anchors} (its "
+                             f"anchors) steps, and nfe names none: "
+                             f"it is {list(self.nfe)}")  # fmt: skip
+        return self
+
+    @property
+    def searched(self) -> tuple[int, ...]:
+        """The numbers of steps, each an NFE of Euler's, for which a grid is searched."""
+        if not self.grid_search.n:
+            return ()
+        return tuple(nfe for nfe in self.nfe if 2 <= nfe <= self.grid_search.anchors)

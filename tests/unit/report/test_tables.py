@@ -203,3 +203,19 @@ def test_the_floor_is_the_mean_of_its_bootstraps(run):
     assert found.floor("classifier") == pytest.approx(0.6)
     row = tables.distances("classifier", found).groups[0].rows[0]
     assert (row[3].text, row[3].spread) == ("0.6000", "± 0.28")
+
+
+def test_the_row_of_an_own_grid_stands_beside_the_others_and_for_none_of_them(run):
+    found = run(fakes.changed())
+    for line in found.tables["flow2"]:
+        line["endpoint_error"] = "0.25"
+    found.tables["flow2"].append({**found.tables["flow2"][0], "solver": "euler-boss",
+                                  "fd_classifier": "0.6", "endpoint_error": "0.125"})  # fmt: skip
+    table = tables.distances("classifier", found)
+    assert column(table, "solver", 2)[-1] == "euler, own grid"
+    assert column(table, "to fine solution", 2) == ["0.2500"] * 4 + ["0.1250"]
+    assert set(column(table, "to fine solution", 0)) == {""}
+    first = int(found.tables["flow2"][0]["nfe"])
+    assert found.at("flow2", "classifier", first) == fakes.distance(1, first)
+    del found.tables["flow2"][:-1]
+    assert math.isnan(found.at("flow2", "classifier", first))
