@@ -35,6 +35,7 @@ from rfpp_core.training import losses, times
 from rfpp_core.training.couplings import Coupling
 from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.couplings.paired import seeded, stored
+from rfpp_core.training.segments import straightening
 from rfpp_core.training.train_config import TrainConfig
 
 
@@ -250,8 +251,17 @@ def _flow_matching(parts: Parts) -> losses.LossFunction:
     )
 
 
+def _segments(parts: Parts) -> losses.LossFunction:
+    recipe = parts.recipe
+    assert parts.frozen is not None  # the objective is in FROZEN_START
+    term = losses.Term(recipe.loss.name, distance(recipe.loss))
+    grid = recipe.segments
+    return straightening(parts.coupling, parts.frozen, grid.whole, grid.parts, term)
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
+    "segments": _segments,
 }
 
 

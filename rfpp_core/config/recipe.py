@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -75,6 +76,27 @@ class Loss(Section):
     )
 
 
+class Segments(Section):
+    """The grid of few Euler steps that objective `segments` straightens a flow on."""
+
+    times: tuple[float, ...] = Field(
+        default=(), description="falling from 1, such as a searched grid's; 0 ends them unwritten"
+    )
+    fine: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=100, description="Euler steps of the frozen flow's paths from t = 1 to 0"
+    )
+
+    @property
+    def whole(self) -> tuple[float, ...]:
+        """The grid, with the 0 that ends it."""
+        return self.times if self.times[-1:] == (0.0,) else (*self.times, 0.0)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Fine steps of each segment."""
+        return tuple(max(1, round(self.fine * (t - s))) for t, s in pairwise(self.whole))
+
+
 class Recipe(Section):
     """How a flow is trained.  With ``steps: 0`` it has the weights that it starts from."""
 
@@ -119,8 +141,9 @@ class Recipe(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
-    objective: Literal["flow_matching"] = Field(
-        default="flow_matching", description="what is minimised"
+    objective: Literal["flow_matching", "segments"] = Field(
+        default="flow_matching",
+        description="what is minimised; segments: the chords of the start's own paths on a grid",
     )
     coupling: Literal["independent"] = Field(
         default="independent", description="noise of real images; pairs have their own"
@@ -130,6 +153,7 @@ class Recipe(Section):
     )
     times: Times = Times()
     loss: Loss = Loss()
+    segments: Segments = Segments()
 
     @model_validator(mode="after")
     def options_agree(self) -> Self:
@@ -150,6 +174,19 @@ class Recipe(Section):
             raise ValueError("loss.weighting: over_t divides by t, so times.t must be above 0")
         return self
 
+    @model_validator(mode="after")
+    def segments_have_a_grid(self) -> Self:
+        if self.objective != "segments":
+            return self
+        grid = self.segments.whole
+        if grid[0] != 1 or not all(a > b for a, b in pairwise(grid)):
+            raise ValueError(f"segments.times must be times falling from 1, such as [1.0, 0.8]; "
+                             f"it is {list(self.segments.times)}")  # fmt: skip
+        if self.loss.perceptual != "none" or self.label_dropout:
+            raise ValueError("objective: segments compares velocities, with every label: "
+                             "loss.perceptual must be none, and label_dropout 0")  # fmt: skip
+        return self
+
     @property
     def frozen_start(self) -> bool:
         """Whether the objective uses the weights that the flow starts from, frozen."""
@@ -158,6 +195,8 @@ class Recipe(Section):
     @property
     def forwards(self) -> int:
         """Network forwards an image of an update costs; a backward pass counts as two."""
+        if self.objective == "segments":
+            return sum(self.segments.parts) + 3 * len(self.segments.parts)
         return 3 + EXTRA_FORWARDS.get(self.objective, 0)
 
     @property
@@ -166,7 +205,7 @@ class Recipe(Section):
         return described(self, NOT_IN_WEIGHTS)
 
 
-FROZEN_START: frozenset[str] = frozenset()  # objectives that use the initial weights, frozen
+FROZEN_START = frozenset({"segments"})  # objectives that use the initial weights, frozen
 EXTRA_FORWARDS: dict[str, int] = {}  # of an objective, beyond a forward and a backward pass
 
 NOT_IN_WEIGHTS: Any = {"log_every": True, "loss": {"vgg_path"}}

@@ -37,6 +37,7 @@ def check(params: Params) -> None:
     _mixing_has_a_second_set(params)
     _guidance_has_labels(params)
     _imported_teachers_keep_their_start(params)
+    _segments_are_of_a_trained_flow(params)
 
 
 def earlier_sections(raw: Mapping[str, Any]) -> list[str]:
@@ -162,3 +163,15 @@ def _imported_teachers_keep_their_start(params: Params) -> None:
             raise ValueError(f"pairs.{name}.grid: uniform with more than 80 steps starts above "
                              f"t = 80/81, the first time of an imported EDM; take "
                              f"karras")  # fmt: skip
+
+
+def _segments_are_of_a_trained_flow(params: Params) -> None:
+    """The paths that are straightened are those of the start, from pure noise at t = 1."""
+    for name, row in params.flows.items():
+        recipe = params.recipe_of(name)
+        if recipe.objective != "segments" or not recipe.steps:
+            continue
+        if row.start not in params.flows or params.is_imported(row.start):
+            raise ValueError(f"flows.{name} straightens the paths of its start, {row.start}, "
+                             f"which is not trained here; let it start from a trained "
+                             f"flow")  # fmt: skip
