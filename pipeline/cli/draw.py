@@ -92,10 +92,13 @@ def sampler(flow: Flow, nfe: int, solver: str | None, grid: str, guidance: float
     """
     from rfpp_core.config import grid_file
     from rfpp_core.sampling.flow import sampler_for
+    from rfpp_core.sampling.solver_table import ADAPTIVE
 
     if not grid.endswith(".json"):
         return sampler_for(flow, nfe, solver, grid, guidance)
     solver = solver or "euler"
+    if solver == ADAPTIVE:
+        raise UserError(f"{ADAPTIVE} chooses its own times; leave out --grid or --solver")
     times = grid_file.times_for(grid_file.read(Path(grid), flow.digest), solver, nfe)
     return sampler_for(flow, nfe, solver, ",".join(map(repr, times)), guidance)
 

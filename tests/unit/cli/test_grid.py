@@ -49,6 +49,7 @@ def test_a_grid_file_of_another_model_is_refused_in_a_line(here, rfpp, searched)
     save_tiny(here / "other.safetensors", seed=5)
     for args, said in (
         (["--model", "other.safetensors", "--nfe", 2], "was searched for another model"),
+        ([*FLOW, "--solver", "rk45"], "rk45 chooses its own times; leave out --grid"),
         ([*FLOW, "--nfe", 4], "4 NFE by euler are 4; `rfpp grid --steps 4` searches"),
     ):
         done = rfpp("sample", *args, "--grid", "grid.json", cwd=here)

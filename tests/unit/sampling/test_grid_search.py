@@ -152,3 +152,26 @@ def test_two_steps_err_by_the_first_and_what_grows_of_it():
     )
     misses = float(own.square().mean() + (coarse[1] - states[i]).square().mean())
     assert grid_search.cost(costs_of(field, x), (0, i, M)) == pytest.approx(misses, abs=1e-12)
+
+
+ENDPOINTS = {4: (0.180, 0.217), 6: (0.102, 0.152), 8: (0.074, 0.082)}
+
+
+def test_the_measured_distances_on_8_gaussians():
+    """Root mean square (of the sum over values) to the fine end, uniform and searched: the grid of
+    lower cost ends farther away."""
+    field, grid = mixture(ring(8, 2.0), 0.15), grids.uniform(100)
+    x, others = noise(1000, 2), torch.randn(2000, 2, dtype=torch.float64)
+    matrix = costs_of(field, x, grid)
+    fine = solve(field, others, grid, "euler", "full").x
+    best = grid_search.cheapest(matrix, 8)
+    for steps, expected in ENDPOINTS.items():
+        even, found = grid_search.uniform(matrix, steps), best[steps - 1]
+        assert found.cost < even.cost
+        for (anchors, _), value in zip((even, found), expected, strict=True):
+            end = solve(field, others, grid[list(anchors)], "euler", "full").x
+            assert float((end - fine).square().sum(1).mean().sqrt()) == pytest.approx(
+                value, rel=0.1
+            )
+    assert 2 * grid_search.uniform(matrix, 4).cost == pytest.approx(0.0736, rel=0.12)
+    assert 2 * best[3].cost == pytest.approx(0.0631, rel=0.12)

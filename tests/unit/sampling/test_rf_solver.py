@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 
+from rfpp_core import load_flow
+from rfpp_core.config.evaluate import Evaluate
+from rfpp_core.config.pairs import PairSet
 from rfpp_core.sampling import grids
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.sampling.solver_table import steps_for
 from rfpp_core.sampling.solvers import CallCounter, Solution, solve, trajectory
+from tests.helpers import save_tiny
 from tests.unit.sampling.test_solvers import (
     INVERSE,
     ROUND_TRIP,
@@ -145,3 +149,18 @@ def test_fireflow_takes_one_evaluation_more_than_steps():
 def test_a_delta_out_of_range_is_refused(solver):
     with pytest.raises(ValueError, match=r"taylor:<delta> and rk2:<delta>, 0 < delta <= 1"):
         steps_for(solver, 2)
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_they_make_pairs_evaluate_and_invert(solver):
+    assert PairSet(teacher="flow1", source="images", solver=solver).solver == solver
+    assert Evaluate(solver=solver, nfe=(9,)).solver == solver
+
+
+def test_micro_batches_on_several_threads_do_not_share_fireflows_velocity(tmp_path, monkeypatch):
+    flow = load_flow(save_tiny(tmp_path / "m.safetensors"))
+    sampler, images = SamplerConfig("fireflow", 4), []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("RFPP_THREADS", threads)
+        images.append(flow.sample(600, sampler=sampler))
+    assert torch.equal(*images)
