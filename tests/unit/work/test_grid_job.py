@@ -219,3 +219,11 @@ def test_the_column_is_in_the_csv(flow, results, monkeypatch, tmp_path):
     files.write_csv(tmp_path / "t.csv", lines)
     with (tmp_path / "t.csv").open() as file:
         assert all(float(line["endpoint_error"]) >= 0 for line in csv.DictReader(file))
+
+
+def test_the_code_of_the_search_is_in_its_key_and_in_no_other(flow):
+    sampler = SamplerConfig("euler", 2)
+    own = evaluation_job.code_of(flow, sampler, ["searched"], "grid_job")
+    other = evaluation_job.code_of(flow, sampler, ["drawn", "measures"])
+    assert {"rfpp_core.sampling.grid_search", "pipeline.work.grid_job"} <= set(own)
+    assert not {"rfpp_core.sampling.grid_search", "pipeline.work.grid_job"} & set(other)
