@@ -12,25 +12,28 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.work import ledger
+from rfpp_core import runtime
 from rfpp_core.config import build
 from rfpp_core.config.flow import IMAGES
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError
+from rfpp_core.images import loader
 from rfpp_core.images import store as image_store
 from rfpp_core.images.buffers import Buffers
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.storage import checkpoint
 from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.couplings.matched import Matched, Source
 from rfpp_core.training.couplings.mixed import mixed
 
 
 class DataSet(NamedTuple):
     """What a training learns from, by content.
 
-    ``coupling`` is ``independent`` for real images (or what the recipe says), ``seeded`` or
-    ``stored`` for pairs, whose noise has a seed or lies in the store.
+    ``coupling`` is what the recipe says for real images, ``seeded`` or ``stored`` for pairs,
+    whose noise has a seed or lies in the store.
     """
 
     path: Path
@@ -124,7 +127,9 @@ class Loaded(NamedTuple):
 
 def reader_of(coupling: str) -> str:
     """Which reader a set needs."""
-    return "pairs" if coupling in build.PAIRED else "images"
+    if coupling in build.PAIRED:
+        return "pairs"
+    return "matched" if coupling in build.MATCHINGS else "images"
 
 
 def read_images(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -133,6 +138,16 @@ def read_images(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffe
     labels = torch.from_numpy(found.labels).long() if conditional else None
     coupling = build.COUPLINGS[recipe.coupling](recipe)
     return Loaded(torch.from_numpy(found.images), labels, coupling)
+
+
+def read_matched(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """The training split of the real images, for a coupling that looks at several batches of it;
+    on the device already, so that the coupling and the trainer share one copy."""
+    found = image_store.read(part.path, "train", buffers)
+    labels = torch.from_numpy(found.labels).long() if conditional else None
+    images = loader.place(torch.from_numpy(found.images), runtime.device())
+    source = Source(images, labels, recipe.batch, runtime.process_rank())
+    return Loaded(images, labels, Matched(source, build.MATCHINGS[recipe.coupling](recipe)))
 
 
 def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -145,7 +160,7 @@ def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffer
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
-READERS = {"images": read_images, "pairs": read_pairs}
+READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs}
 
 
 def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:

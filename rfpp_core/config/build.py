@@ -33,7 +33,10 @@ from rfpp_core.sampling.flow import Flow
 from rfpp_core.storage import checkpoint, files
 from rfpp_core.training import losses, times
 from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.couplings.dansm import dansm
 from rfpp_core.training.couplings.independent import independent
+from rfpp_core.training.couplings.matched import Matching
+from rfpp_core.training.couplings.ot import ot
 from rfpp_core.training.couplings.paired import seeded, stored
 from rfpp_core.training.segments import straightening
 from rfpp_core.training.train_config import TrainConfig
@@ -189,6 +192,11 @@ WEIGHTINGS: Choices[Callable[[Tensor], Tensor]] = {
 
 COUPLINGS: Choices[Callable[[Recipe], Coupling]] = {  # of real images
     "independent": lambda p: independent,
+}
+
+MATCHINGS: Choices[Callable[[Recipe], Matching]] = {  # of real images, over several batches
+    "dansm": lambda p: Matching(dansm, p.match or 8 * p.batch),
+    "ot": lambda p: Matching(ot, p.match or p.batch),
 }
 
 PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by their noise

@@ -145,8 +145,15 @@ class Recipe(Section):
         default="flow_matching",
         description="what is minimised; segments: the chords of the start's own paths on a grid",
     )
-    coupling: Literal["independent"] = Field(
-        default="independent", description="noise of real images; pairs have their own"
+    coupling: Literal["independent", "dansm", "ot"] = Field(
+        default="independent",
+        description="noise of real images; pairs have their own.  dansm: each image takes the "
+        "nearest noise left in a pool; ot: the assignment of least squared distance",
+    )
+    match: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        default=0,
+        description="noises that dansm and ot match with as many images at a time, a multiple of "
+        "batch; 0: eight batches for dansm, one for ot",
     )
     mix: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="share of each batch from the flow's `mix` instead of its `data`"
@@ -187,6 +194,25 @@ class Recipe(Section):
                              "loss.perceptual must be none, and label_dropout 0")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def noise_can_be_matched(self) -> Self:
+        if self.coupling == "independent":
+            return self
+        if rest := self.match % self.batch:
+            below = self.match - rest
+            fitting = f"{below} or {below + self.batch}" if below else f"{self.batch}"
+            raise ValueError(f"match ({self.match}) must be a multiple of batch ({self.batch}), "
+                             f"such as {fitting}")  # fmt: skip
+        size = self.match or self.batch
+        if self.coupling == "ot" and size > MOST_ASSIGNED:
+            raise ValueError(f"coupling: ot assigns at most {MOST_ASSIGNED} images at a time, not "
+                             f"{size}; lower {'match' if self.match else 'batch'}, or take "
+                             f"coupling: dansm")  # fmt: skip
+        if self.mix:
+            raise ValueError(f"coupling: {self.coupling} matches whole batches of real images, so "
+                             f"mix must be 0")  # fmt: skip
+        return self
+
     @property
     def frozen_start(self) -> bool:
         """Whether the objective uses the weights that the flow starts from, frozen."""
@@ -206,6 +232,7 @@ class Recipe(Section):
 
 
 FROZEN_START = frozenset({"segments"})  # objectives that use the initial weights, frozen
+MOST_ASSIGNED = 1024  # images: an assignment takes O(M^3), a third of a second for so many
 EXTRA_FORWARDS: dict[str, int] = {}  # of an objective, beyond a forward and a backward pass
 
 NOT_IN_WEIGHTS: Any = {"log_every": True, "loss": {"vgg_path"}}

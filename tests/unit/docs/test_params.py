@@ -79,7 +79,7 @@ def test_the_reference_has_every_param_with_its_meaning():
         ("networks.NETWORK", "channels", "integer ≥ 4, ≤ 4096, a multiple of 4", "`32`"),
         ("networks.NETWORK", "sha256", "64 hex digits or `null`", "`null`"),
         ("recipes.RECIPE", "ema", "number ≥ 0, < 1", "`0.998`"),
-        ("recipes.RECIPE", "coupling", "`independent`", '`"independent"`'),
+        ("recipes.RECIPE", "coupling", "`independent`, `dansm`, `ot`", '`"independent"`'),
         ("recipes.RECIPE.times", "antithetic", "`true`, `false`", "`false`"),
         ("recipes.RECIPE.loss", "weighting", "`constant`, `over_t`", '`"constant"`'),
         ("pairs.PAIRS", "solver", "a [solver](#solvers)", '`"heun"`'),
