@@ -63,6 +63,18 @@ def test_a_pool_too_large_to_assign_has_a_row_more(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "size"),
+    [({"coupling": "ot"}, 16), ({"coupling": "ot", "match": 48}, 48), ({"coupling": "dansm"}, 128),
+     ({"match": 50}, 128)],
+)  # fmt: skip
+def test_the_pool_is_that_of_the_recipe(run, tmp_path, options, size):
+    """A match that an independent coupling has no use for is not looked at."""
+    assert run("--out", "found.json", **options).returncode == 0
+    arms = json.loads((tmp_path / "found.json").read_text())["arms"]
+    assert {arm["size"] for arm in arms} == {size}
+
+
+@pytest.mark.parametrize(
     ("args", "options", "message"),
     [
         (["--flow", "flow2"], {}, "--flow is 'flow2'; the flows that are trained on images are f"),
