@@ -5,6 +5,13 @@ from __future__ import annotations
 from pipeline.cli.methods import METHODS
 
 
+def address(paper: str) -> str:
+    """Where a paper is found."""
+    source, _, name = paper.partition(":")
+    known = {"arXiv": "https://arxiv.org/abs/", "OpenReview": "https://openreview.net/forum?id="}
+    return known[source] + name
+
+
 def page() -> str:
     """As Markdown."""
     lines = [
@@ -18,6 +25,6 @@ def page() -> str:
     ]
     for method in METHODS:
         system = f"[{method.system}]({method.page}.md) "
-        system += f"([arXiv:{method.paper}](https://arxiv.org/abs/{method.paper}))"
+        system += f"([{method.paper}]({address(method.paper)}))"
         lines.append(f"| {system} | {method.does} | {method.rows} | {method.not_claimed} |")
     return "\n".join(lines) + "\n"

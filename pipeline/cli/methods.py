@@ -13,7 +13,7 @@ class Method(NamedTuple):
 
     Attributes:
         system: its name.
-        paper: arXiv number.
+        paper: where it is published: ``arXiv:`` and a number, or ``OpenReview:`` and a name.
         page: its page in docs/methods, without ``.md``.
         does: what is implemented.
         rows: options and presets that run it.
@@ -32,13 +32,39 @@ class Method(NamedTuple):
 
 METHODS = (
     Method(
-        "RF++", "2405.20320", "rfpp",
+        "RF++", "arXiv:2405.20320", "rfpp",
         "2-RF with U-shaped times, pseudo-Huber and LPIPS losses, EDM teachers, inverted real "
         "images, anchored sampler; a share of times at t = 1 is ours",
         "recipes: times, loss; preset: digits, cifar10, afhq64, ffhq64, imagenet64",
         ("unit/training/test_times.py", "unit/training/test_losses.py",
          "unit/interop/test_foreign.py"),
         "the published FIDs: the presets have not been run to the end with this code",
+    ),
+    Method(
+        "DANSM, and minibatch OT", "OpenReview:RaR3ETzyKp", "dansm",
+        "greedy matching of noise with images from pools that are used up, and the exact "
+        "assignment of up to 1,024; pools by class and process, exact resume",
+        "recipes: coupling: dansm or ot, match; rfpp coupling measures both",
+        ("unit/training/test_matched.py", "unit/work/test_matched_training.py",
+         "unit/evaluation/test_coupling_metrics.py"),
+        "faster or better training",
+    ),
+    Method(
+        "BOSS", "arXiv:2312.16414", "boss",
+        "the grid of K Euler steps of least cost by a dynamic programme, one matrix for every "
+        "K; straightening on a grid",
+        "evaluate: grid_search; recipes: objective: segments; rfpp grid",
+        ("unit/sampling/test_grid_search.py", "unit/work/test_grid_job.py",
+         "unit/training/test_segments.py"),
+        "optimality beyond its own cost, or a better distance",
+    ),
+    Method(
+        "RF-Solver, and FireFlow", "arXiv:2411.04746", "rf_solver",
+        "the midpoint rule under the name of the release, its finite difference with a step of "
+        "one's own, and FireFlow (arXiv:2412.07517), which reuses a velocity",
+        "solver: rf-solver, taylor:0.01 or fireflow",
+        ("unit/sampling/test_rf_solver.py",),
+        "its third order, RF-Edit, or a gain at few evaluations",
     ),
 )  # fmt: skip
 
@@ -51,7 +77,7 @@ def methods(
 
 
 def _lines(method: Method, tests: bool) -> Iterator[str]:
-    yield f"{method.system} (arXiv:{method.paper})"
+    yield f"{method.system} ({method.paper})"
     yield f"  does         {method.does}"
     yield f"  rows         {method.rows}"
     yield f"  not claimed  {method.not_claimed}"

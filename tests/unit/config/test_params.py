@@ -17,7 +17,7 @@ from tests.unit.config.rows import changed, refused
     [
         ("recipes.reflow.lrr", 1, ["unknown param 'recipes.reflow.lrr'", "lr,", "allowed:"]),
         ("recipes.reflow.times.law", "u_shape",
-         ["unknown param 'recipes.reflow.times.law' (allowed: a, antithetic, distribution,"]),
+         ["unknown param 'recipes.reflow.times.law' (allowed: a, antithetic, at_one,"]),
         ("extra", 1, ["unknown param 'extra'", "recipes"]),
         ("flows.flow2.teacher", "x", ["unknown param 'flows.flow2.teacher'", "start"]),
         ("networks.unet.width", 1, ["unknown param 'networks.unet.width'", "channels"]),
