@@ -4,7 +4,7 @@
 
 in the order of training, from a pool of M noises that is drawn afresh when it is used up
 (Xu, Liu, Kong: "Easing training process of rectified flow models via lengthening inter-path
-distance", ICLR 2026 (OpenReview RaR3ETzyKp)).  The greedy choice is late for the last images of a
+distance", ICLR 2025 (OpenReview RaR3ETzyKp)).  The greedy choice is late for the last images of a
 pool, whose noises are farther than random ones; ``ot`` solves the same problem exactly.
 """
 
