@@ -25,6 +25,7 @@ from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.storage import checkpoint
 from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.couplings.flipped import flipped
 from rfpp_core.training.couplings.matched import Matched, Source
 from rfpp_core.training.couplings.mixed import mixed
 
@@ -160,6 +161,15 @@ def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffer
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
+def varied(coupling: Coupling, paired: bool, recipe: Recipe) -> Coupling:
+    """The coupling of a set with what the recipe varies of it: flips, and the noise of pairs."""
+    if recipe.flip:
+        coupling = flipped(coupling)
+    if paired and recipe.anneal.schedule != "none":
+        coupling = build.annealing(recipe.anneal, coupling)
+    return coupling
+
+
 READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs}
 
 
@@ -171,7 +181,9 @@ def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Bu
     for i, part in enumerate(sets):
         here = replace(buffers, folder=buffers.folder / "mix") if i else buffers
         read = READERS[reader_of(part.coupling)]
-        found.append(read(part, recipe, conditional, here))
+        loaded = read(part, recipe, conditional, here)
+        coupling = varied(loaded.coupling, reader_of(part.coupling) == "pairs", recipe)
+        found.append(loaded._replace(coupling=coupling))
     if len(found) == 1:
         return found[0]
     first, second = found

@@ -117,6 +117,11 @@ def code_of(
     ]
     if len(couplings) > 1:
         roots.append(identity.Name("rfpp_core.training.couplings.mixed", "mixed"))
+    if recipe.flip:
+        roots.append(identity.Name("rfpp_core.training.couplings.flipped", "flipped"))
+    if recipe.anneal.schedule != "none":
+        roots.append(identity.Name("rfpp_core.config.build", "annealing"))
+        chosen.add(recipe.anneal.schedule)
     return identity.digests(roots, chosen)
 
 

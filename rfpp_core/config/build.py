@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rfpp_core.choices import Choices
 from rfpp_core.config.network import Architecture, Network
 from rfpp_core.config.params import Params, explained
-from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Loss, Recipe, Times
+from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Anneal, Loss, Recipe, Times
 from rfpp_core.config.section import described
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
@@ -32,12 +32,13 @@ from rfpp_core.rng import StepRNG, subkey
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.storage import checkpoint, files
 from rfpp_core.training import losses, times
-from rfpp_core.training.couplings import Coupling
+from rfpp_core.training.couplings import Coupling, annealed
 from rfpp_core.training.couplings.dansm import dansm
 from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.couplings.matched import Matching
 from rfpp_core.training.couplings.ot import ot
 from rfpp_core.training.couplings.paired import seeded, stored
+from rfpp_core.training.guided import flow_guided
 from rfpp_core.training.segments import straightening
 from rfpp_core.training.train_config import TrainConfig
 
@@ -177,6 +178,7 @@ TIMES: Choices[Callable[[Times], InverseCDF]] = {
     "uniform": lambda p: times.uniform,
     "logit_normal": lambda p: partial(times.logit_normal, mean=p.mean, std=p.std),
     "fixed": lambda p: partial(times.fixed, t=p.t),
+    "grid": lambda p: partial(times.grid, k=p.k),
 }
 
 DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
@@ -203,6 +205,19 @@ PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by th
     "seeded": lambda seed, noise: seeded(seed),
     "stored": lambda seed, noise: stored(_there(noise)),
 }
+
+
+SCHEDULES: Choices[Callable[[Anneal], annealed.Schedule]] = {  # of annealed noise
+    "linear": lambda p: partial(annealed.linear, steps=p.steps),
+    "cos": lambda p: partial(annealed.cosine, steps=p.steps),
+    "exp": lambda p: partial(annealed.exponential, steps=p.steps),
+    "fixed": lambda p: lambda step: p.beta,
+}
+
+
+def annealing(params: Anneal, coupling: Coupling) -> Coupling:
+    """Pairs whose noise is annealed."""
+    return annealed.annealed(coupling, SCHEDULES[params.schedule](params))
 
 
 def time_distribution(params: Times) -> InverseCDF:
@@ -267,9 +282,20 @@ def _segments(parts: Parts) -> losses.LossFunction:
     return straightening(parts.coupling, parts.frozen, grid.whole, grid.parts, term)
 
 
+def _flow_guided(parts: Parts) -> losses.LossFunction:
+    recipe, steps = parts.recipe, parts.recipe.two_step
+    assert parts.frozen is not None
+    compared = distance(recipe.loss) if parts.perceptual is None else parts.perceptual
+    between = (steps.low, steps.high)
+    return flow_guided(
+        parts.coupling, compared, parts.frozen, between, steps.own, recipe.label_dropout
+    )
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
     "segments": _segments,
+    "flow_guided": _flow_guided,
 }
 
 

@@ -21,7 +21,7 @@ from rfpp_core.config.section import (
 class Times(Section):
     """The distribution of the training time."""
 
-    distribution: Literal["u_shape", "uniform", "logit_normal", "fixed"] = Field(
+    distribution: Literal["u_shape", "uniform", "logit_normal", "fixed", "grid"] = Field(
         default="u_shape", description="of the training time t in [0, 1]"
     )
     a: Annotated[float, Field(gt=0, le=100)] = Field(
@@ -30,6 +30,10 @@ class Times(Section):
     mean: float = Field(default=0.0, description="of logit_normal")
     std: PositiveFloat = Field(default=1.0, description="of logit_normal")
     t: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="time of fixed")
+    k: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=2,
+        description="of grid: the times are 1/k, 2/k, ..., 1, those of k Euler steps",
+    )
     at_one: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
         description="share of the times that are 1 exactly, where every path begins; the rest "
@@ -97,6 +101,43 @@ class Segments(Section):
         return tuple(max(1, round(self.fine * (t - s))) for t, s in pairwise(self.whole))
 
 
+class Anneal(Section):
+    """Annealed noise: a share beta of fresh noise in that of pairs, which falls during training.
+
+    SlimFlow's annealing reflow, for a flow that cannot start from the weights of its teacher.
+    """
+
+    schedule: Literal["none", "linear", "cos", "exp", "fixed"] = Field(
+        default="none",
+        description="of the share: linear and cos fall from 1 to 0 in `steps` updates, exp is "
+        "exp(-update / steps), fixed is `beta`",
+    )
+    steps: Positive = Field(default=1000, description="of linear, cos and exp, in updates")
+    beta: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="of fixed")
+
+
+class TwoStep(Section):
+    """The second term of ``objective: flow_guided``: two Euler steps on fresh noise."""
+
+    low: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="least time t between the two steps"
+    )
+    high: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.8, description="greatest time t between the two steps"
+    )
+    own: bool = Field(
+        default=True,
+        description="whether the first of the two steps is the student's own; otherwise both are "
+        "the teacher's, for one evaluation more",
+    )
+
+    @model_validator(mode="after")
+    def they_are_in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
 class Recipe(Section):
     """How a flow is trained.  With ``steps: 0`` it has the weights that it starts from."""
 
@@ -141,9 +182,10 @@ class Recipe(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
-    objective: Literal["flow_matching", "segments"] = Field(
+    objective: Literal["flow_matching", "flow_guided", "segments"] = Field(
         default="flow_matching",
-        description="what is minimised; segments: the chords of the start's own paths on a grid",
+        description="what is minimised; flow_guided distils the flow it starts from into one "
+        "step; segments: the chords of the start's own paths on a grid",
     )
     coupling: Literal["independent", "dansm", "ot"] = Field(
         default="independent",
@@ -158,6 +200,13 @@ class Recipe(Section):
     mix: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="share of each batch from the flow's `mix` instead of its `data`"
     )
+    flip: bool = Field(
+        default=False,
+        description="mirror each image horizontally with probability 1/2, and with it the noise "
+        "of its pair",
+    )
+    anneal: Anneal = Anneal()
+    two_step: TwoStep = TwoStep()
     times: Times = Times()
     loss: Loss = Loss()
     segments: Segments = Segments()
@@ -176,6 +225,13 @@ class Recipe(Section):
         if self.times.antithetic and self.times.at_one:
             raise ValueError("times.antithetic mirrors every time about 1/2, so times.at_one must "
                              "be 0")  # fmt: skip
+        if self.times.antithetic and self.times.distribution == "grid":
+            raise ValueError("times.antithetic needs a distribution that is symmetric about 1/2, "
+                             "which grid is not")  # fmt: skip
+        at_1 = self.times.distribution == "fixed" and self.times.t == 1
+        if self.objective == "flow_guided" and not at_1:
+            raise ValueError("objective: flow_guided trains at t = 1 alone, so times must be "
+                             "{distribution: fixed, t: 1.0}")  # fmt: skip
         fixed_at_0 = self.times.distribution == "fixed" and not self.times.t
         if self.loss.perceptual != "none" and self.loss.weighting == "over_t" and fixed_at_0:
             raise ValueError("loss.weighting: over_t divides by t, so times.t must be above 0")
@@ -223,7 +279,8 @@ class Recipe(Section):
         """Network forwards an image of an update costs; a backward pass counts as two."""
         if self.objective == "segments":
             return sum(self.segments.parts) + 3 * len(self.segments.parts)
-        return 3 + EXTRA_FORWARDS.get(self.objective, 0)
+        teacher_first = self.objective == "flow_guided" and not self.two_step.own
+        return 3 + EXTRA_FORWARDS.get(self.objective, 0) + teacher_first
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -231,8 +288,12 @@ class Recipe(Section):
         return described(self, NOT_IN_WEIGHTS)
 
 
-FROZEN_START = frozenset({"segments"})  # objectives that use the initial weights, frozen
 MOST_ASSIGNED = 1024  # images: an assignment takes O(M^3), a third of a second for so many
-EXTRA_FORWARDS: dict[str, int] = {}  # of an objective, beyond a forward and a backward pass
+# objectives that use the initial weights, frozen
+FROZEN_START: frozenset[str] = frozenset({"flow_guided", "segments"})
+# of an objective, beyond a forward and a backward pass
+EXTRA_FORWARDS: dict[str, int] = {
+    "flow_guided": 4,  # the student forward and backward on fresh noise, and the frozen flow
+}
 
 NOT_IN_WEIGHTS: Any = {"log_every": True, "loss": {"vgg_path"}}

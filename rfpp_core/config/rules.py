@@ -36,6 +36,10 @@ def check(params: Params) -> None:
     _batches_fit_their_pairs(params)
     _mixing_has_a_second_set(params)
     _guidance_has_labels(params)
+    _pairs_are_there_for_what_needs_them(params)
+    _guiding_flows_are_trained(params)
+    _annealing_ends(params)
+    _digits_are_not_mirrored(params)
     _imported_teachers_keep_their_start(params)
     _segments_are_of_a_trained_flow(params)
 
@@ -147,6 +151,50 @@ def _guidance_has_labels(params: Params) -> None:
                              f"networks.{network}, and label_dropout above 0 in the recipes of "
                              f"{', '.join(trained or flows)}; an imported teacher has "
                              f"neither")  # fmt: skip
+
+
+def _pairs_are_there_for_what_needs_them(params: Params) -> None:
+    """Annealing mixes fresh noise into that of pairs; distillation copies pairs."""
+    for name, row in params.flows.items():
+        recipe = params.recipe_of(name)
+        sets = {row.data, row.mix} if params.uses_mix(name) else {row.data}
+        if recipe.steps and recipe.objective == "flow_guided" and IMAGES in sets:
+            raise ValueError(f"recipes.{row.recipe}.objective: flow_guided copies pairs, and "
+                             f"flows.{name} learns from images; name a row of pairs")  # fmt: skip
+        if recipe.steps and recipe.anneal.schedule != "none" and sets == {IMAGES}:
+            raise ValueError(f"recipes.{row.recipe}.anneal is for the noise of pairs, and "
+                             f"flows.{name} learns from images, whose noise is fresh anyway; set "
+                             f"anneal.schedule: none")  # fmt: skip
+
+
+def _guiding_flows_are_trained(params: Params) -> None:
+    """The flow that guides a distillation is the one that it starts from."""
+    for name, row in params.flows.items():
+        recipe = params.recipe_of(name)
+        if not recipe.steps or recipe.objective != "flow_guided":
+            continue
+        *flows, network = params.starts_of(name)
+        trained = any(params.recipe_of(flow).steps for flow in flows)
+        if not trained and not params.networks[network].checkpoint:
+            raise ValueError(f"flows.{name} is guided by what it starts from, and {row.start} has "
+                             f"random weights; start from the flow that is to be "
+                             f"distilled")  # fmt: skip
+
+
+def _annealing_ends(params: Params) -> None:
+    for name, recipe in params.recipes.items():
+        anneal = recipe.anneal
+        if anneal.schedule in ("linear", "cos") and 0 < recipe.steps <= anneal.steps:
+            raise ValueError(f"recipes.{name} has {recipe.steps} steps, so annealing in "
+                             f"{anneal.steps} never reaches the noise of the pairs; lower "
+                             f"anneal.steps")  # fmt: skip
+
+
+def _digits_are_not_mirrored(params: Params) -> None:
+    for name, recipe in params.recipes.items():
+        if recipe.flip and params.dataset.name == "digits":
+            raise ValueError(f"recipes.{name}.flip mirrors images, and mirrored digits are no "
+                             f"digits; set flip: false")  # fmt: skip
 
 
 def _imported_teachers_keep_their_start(params: Params) -> None:
