@@ -165,6 +165,9 @@ def properties(found: Results) -> Table:
     """How straight the paths of a flow are, and what its inverse does to real images."""
     shape = next(iter(found.models.values())).metadata["architecture"]["shape"]
     head = ["", "straightness", "round trip", "noise size", "its std. dev.", "correlation"]
+    more = {"transport": "transport", "flip_error": "flip error"}  # absent from older metrics
+    more = {key: title for key, title in more.items() if _measures(key, found)}
+    head += more.values()
     ideal = [
         "Gaussian noise (ideal)",
         "0",
@@ -173,29 +176,42 @@ def properties(found: Results) -> Table:
         short(math.sqrt(2 / math.prod(shape)), 3),
         "0",
     ]
+    ideal += [""] * len(more)
     rows = [[Cell(text) for text in ideal]]
     for flow, m in found.metrics.items():
         noise = m["noise"]
         numbers = (m["straightness"], m["round_trip"], noise["norm2"], noise["norm2_std"],
-                   noise["correlation"])  # fmt: skip
+                   noise["correlation"], *(m.get(key) for key in more))  # fmt: skip
         rows.append([Cell(flow, flow=flow), *(Cell(short(value, 3)) for value in numbers)])
     return Table(head, [Group("", rows)])
 
 
 def costs(found: Results) -> Table:
     """Parameters, speed and budget of each flow, with what the budget was spent on."""
-    head = ["", "parameters", "images/s", "budget", "spent on", "with its ancestors"]
+    counted = _measures("macs", found)
+    head = ["", "parameters", *(["million MACs"] if counted else []), "images/s", "budget",
+            "spent on", "with its ancestors"]  # fmt: skip
     rows = []
     for flow, m in found.metrics.items():
         rows.append([
             Cell(flow, flow=flow),
             Cell(f"{found.models[flow].parameters:,}"),
+            *([Cell(_millions(m.get("macs")))] if counted else []),
             Cell(short(m["images_per_second_nfe1"], 4)),
             Cell(f"{m['budget']:,}"),
             Cell(spent_on(flow, found.config, m["budget"])),
             Cell(f"{m['budget_with_ancestors']:,}"),
         ])  # fmt: skip
     return Table(head, [Group("", rows)])
+
+
+def _measures(name: str, found: Results) -> bool:
+    """Whether some flow has a metric."""
+    return any(name in m for m in found.metrics.values())
+
+
+def _millions(count: int | None) -> str:
+    return short(None if count is None else count / 1e6)
 
 
 def spent_on(flow: str, config: Params, budget: int) -> str:

@@ -17,6 +17,7 @@ from pipeline.work.training_data import check_fit
 from rfpp_core import runtime
 from rfpp_core.config import build, params
 from rfpp_core.config.params import Params
+from rfpp_core.evaluation import network_size
 from rfpp_core.images import store as image_store
 from rfpp_core.storage import files
 
@@ -51,6 +52,7 @@ def run(name: str) -> None:
         table = evaluation_job.table(flow, real, config, row, found, name, more)
         errors = grid_job.add_errors(table, flow, grids, config.evaluate, row, found)
         properties = evaluation_job.properties(flow, config, found, held_out, images)
+        properties |= evaluation_job.pairing(flow, config, found)
     workdir.confirm(requested, request(params.load(), name))
     files.write_csv(artifacts.table(name), table)
     provenance = flow.metadata["provenance"]
@@ -58,6 +60,8 @@ def run(name: str) -> None:
         **evaluation_job.primary_metrics(real, table),
         **properties,
         **errors,
+        "parameters": network_size.parameters(flow.field),
+        "macs": network_size.macs(flow.field, flow.shape),
         "images_per_second_nfe1": round(evaluation_job.speed(flow, config.evaluate.n)),
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],

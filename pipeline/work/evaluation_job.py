@@ -38,6 +38,7 @@ from rfpp_core.sampling.solvers import trajectory
 
 KIND = "evaluate"  # of staged work
 ROUND_TRIP_NFE = 8
+ENDS = SamplerConfig("midpoint", 16)
 MOST = 1000  # held-out images that are sent to noise and back
 SHOWN = 64
 
@@ -244,6 +245,24 @@ def straightness(flow: Flow, config: Params) -> float:
     y = _y(flow, key, n)
     y = None if y is None else y.to(flow.device)
     return flow_metrics.straightness(flow.field, z, y, flow.start)
+
+
+def pairing(flow: Flow, config: Params, found: Results) -> dict[str, Any]:
+    """Which image a flow pairs with which noise, for its metrics file: what the transport costs,
+    and how far mirrored noise leads from the mirrored image."""
+    key = key_of("pairing", flow, ENDS, ["ends"])
+    key |= {"n": config.evaluate.straightness_n, "seed": config.seed}
+    cost, apart = found.once(key, lambda: ends(flow, config))
+    return {"transport": rounded(cost), "flip_error": rounded(apart)}
+
+
+def ends(flow: Flow, config: Params) -> tuple[float, float]:
+    key, n = rng.subkey(config.seed, "pairing"), config.evaluate.straightness_n
+    z = rng.normal(key, torch.arange(n), flow.shape)
+    y = _y(flow, key, n)
+    labels = None if y is None else y.tolist()
+    x, mirrored = (flow.decode(noise, ENDS, labels) for noise in (z, z.flip(-1)))
+    return flow_metrics.transport_cost(x, z), flow_metrics.flip_error(x, mirrored)
 
 
 def inverting(solver: str) -> SamplerConfig:

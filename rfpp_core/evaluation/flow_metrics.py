@@ -1,4 +1,5 @@
-"""Properties of a flow: how straight its paths are, and how well it inverts images."""
+"""Properties of a flow: how straight its paths are, how well it inverts images, and which noise it
+carries where."""
 
 from __future__ import annotations
 
@@ -74,3 +75,25 @@ def inversion(x: Tensor, z: Tensor, back: Tensor) -> Inversion:
         float(norm2.std()),
         float(correlation),
     )
+
+
+def transport_cost(x: Tensor, z: Tensor) -> float:
+    """``E||x - z||^2 / d`` of noise and the images it is carried to, both (B, C, H, W).
+
+    Reflow never raises it, nor any other convex cost (Liu et al., arXiv 2209.03003).
+    """
+    return float((x - z).double().square().mean())
+
+
+def flip_error(x: Tensor, of_flipped: Tensor) -> float:
+    """``E||flip(G(z)) - G(flip(z))||^2`` over the variance of G(z), both summed over values.
+
+    It is 0 for a flow G that mirrors the image when the noise is mirrored, so that mirrored pairs
+    are pairs of it, and about 2 where the two are as far apart as two images of unrelated noise.
+
+    Args:
+        x: G(z), (B, C, H, W) with B above 1.
+        of_flipped: G(flip(z)), of the same shape.
+    """
+    apart = (x.flip(-1) - of_flipped).double().square().mean()
+    return float(apart / x.double().var(0).mean())
