@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rfpp_core.config.section import PathText, Positive, PositiveFloat, Section, Sha256, Side
+from rfpp_core.model.vp import SCHEDULES
 
 
 class Network(Section):
@@ -41,12 +42,46 @@ class Network(Section):
         default=9, description="augmentation labels of EDM's networks; zeros are given"
     )
     conditional: bool = Field(default=False, description="whether the network is given the labels")
-    precond: Literal["velocity", "edm"] = Field(
-        default="edm", description="network output: the velocity itself, or EDM's preconditioning"
+    precond: Literal["velocity", "edm", "plain"] = Field(
+        default="edm",
+        description="network output: the velocity itself, EDM's preconditioning, or plain: what "
+        "`prediction` says, on `path`",
+    )
+    path: Literal["rf", "vp", "vp_sd"] = Field(
+        default="rf",
+        description="of precond: plain; the straight path of rectified flow, or a "
+        "variance-preserving diffusion: vp is DDPM's, vp_sd has the betas of Stable Diffusion, "
+        "linear",
+    )
+    prediction: Literal["v", "eps", "x"] = Field(
+        default="v",
+        description="of precond: plain; the velocity of the path, the noise, or the image",
     )
     sigma_data: PositiveFloat = Field(
         default=0.5, description="standard deviation of the data, of precond: edm"
     )
+
+    @model_validator(mode="after")
+    def the_prediction_gives_a_velocity(self) -> Self:
+        if self.precond != "plain" and (self.path, self.prediction) != ("rf", "v"):
+            raise ValueError(f"path: {self.path} and prediction: {self.prediction} need precond: "
+                             f"plain; precond: {self.precond} has its own")  # fmt: skip
+        if (self.path, self.prediction) == ("rf", "eps"):
+            raise ValueError("prediction: eps divides by alpha = 1 - t, which is 0 at t = 1, "
+                             "where path: rf starts; take prediction v or x, or path vp or "
+                             "vp_sd")  # fmt: skip
+        return self
+
+    @property
+    def start(self) -> float:
+        """The first time of the path: 1, or less for one that ends with alpha > 0."""
+        return SCHEDULES[self.path].start if self.path in SCHEDULES else 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rows of tables that the network uses."""
+        plain = (self.path, self.prediction) if self.precond == "plain" else ()
+        return (self.arch, self.precond, *plain)
 
 
 class Architecture(Network):

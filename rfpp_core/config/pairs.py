@@ -33,8 +33,9 @@ class PairSet(Section):
     micro_batch: Positive = Field(default=250, description="pairs per network call")
     solver: SolverName = Field(default="heun", description="of the teacher's ODE")
     nfe: Positive = Field(default=35, description="network evaluations per pair")
-    grid: Literal["uniform", "karras"] = Field(
-        default="uniform", description="times of the solver"
+    grid: Literal["uniform", "karras", "vp", "vp_sd"] = Field(
+        default="uniform",
+        description="times of the solver; vp and vp_sd are for teachers on those paths",
     )
     guidance: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="guidance scale of a conditional teacher; 1: no guidance"

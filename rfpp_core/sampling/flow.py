@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rfpp_core import rng
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.runtime import map_exact
+from rfpp_core.sampling.grids import GRIDS
 from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
 from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
 
@@ -184,7 +185,7 @@ def sampler_for(
         flow: the flow to sample from.
         nfe: network evaluations an image.
         solver: its name; None for Euler up to 8 evaluations and Heun beyond.
-        grid: "uniform" (or ""), "karras", or times such as "1,0.8".
+        grid: a name of ``grids.GRIDS`` ("" for uniform), or times such as "1,0.8".
         guidance: guidance scale, 1 for none.
 
     Raises:
@@ -198,12 +199,13 @@ def sampler_for(
         )
     if guidance != 1 and not flow.classes:
         raise UserError("guidance needs a flow with labels (conditional: true in its network)")
-    named = grid in ("", "uniform", "karras")
+    named = grid == "" or grid in GRIDS
     try:
         times = () if named else tuple(float(time) for time in grid.split(","))
     except ValueError:
         raise UserError(
-            f"the grid is '{quoted(grid)}'; it must be uniform, karras or times such as 1,0.8"
+            f"the grid is '{quoted(grid)}'; it must be one of {', '.join(GRIDS)}, or times "
+            "such as 1,0.8"
         ) from None
     solver = solver or default_solver(nfe)
     if solver == ADAPTIVE:

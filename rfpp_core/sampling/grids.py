@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rfpp_core.choices import Choices
 from rfpp_core.model.path import t_of_sigma
+from rfpp_core.model.vp import SCHEDULES, Schedule, t_of_tau
 
 
 def uniform(steps: int) -> Tensor:
@@ -40,6 +42,19 @@ def karras(
     return torch.cat((grid, grid.new_zeros(1)))
 
 
+def vp(steps: int, schedule: Schedule) -> Tensor:
+    """Times that are uniform in tau of a VP path (``model.vp``): DDIM's steps are Euler's on them.
+
+    The first time is set to 1; a flow of that path starts at its own, which is tau = 1.
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
+    """
+    grid = t_of_tau(uniform(steps), schedule)
+    grid[0] = 1.0
+    return grid
+
+
 def custom(times: Sequence[float]) -> Tensor:
     """The given times, strictly decreasing in (0, 1], with 0 appended if it is missing.
 
@@ -61,4 +76,7 @@ def _at_least_one(steps: int) -> None:
         raise ValueError(f"a grid needs at least 1 step; got {steps}")
 
 
-GRIDS: Choices[Callable[[int], Tensor]] = {"uniform": uniform, "karras": karras}  # by steps
+GRIDS: Choices[Callable[[int], Tensor]] = {"uniform": uniform, "karras": karras,  # by steps
+                                            "vp": partial(vp, schedule=SCHEDULES["vp"]),
+                                            "vp_sd": partial(vp, schedule=SCHEDULES["vp_sd"]),
+                                            }  # fmt: skip

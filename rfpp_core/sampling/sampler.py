@@ -43,7 +43,7 @@ class SamplerConfig:
         solver: a name of ``solver_table``.  ``rk45`` chooses its evaluations itself and uses
             neither ``nfe`` nor a grid.
         nfe: network evaluations an image; with guidance each is two forwards.
-        grid: "uniform" or "karras".
+        grid: a name of ``grids.GRIDS``.
         times: a grid of one's own instead, decreasing in (0, 1]; 0 is appended.
         guidance: scale of classifier-free guidance, 1 for none.
     """
