@@ -36,7 +36,7 @@ def _draw(name: str, seed: int, document: dict[str, object]) -> None:
     field = build.field(document, seed=seed)
     provenance = {"stage": "network", "seed": seed, "ledger": {}, "budget": 0,
                   "budget_with_ancestors": 0}  # fmt: skip
-    metadata = {"architecture": document, "provenance": provenance}
+    metadata = {"architecture": document, "provenance": provenance, **build.first_time(document)}
     checkpoint.save(artifacts.model(name), field.state_dict(), metadata)
 
 

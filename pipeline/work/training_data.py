@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from rfpp_core.training.couplings import Coupling
 from rfpp_core.training.couplings.flipped import flipped
 from rfpp_core.training.couplings.matched import Matched, Source
 from rfpp_core.training.couplings.mixed import mixed
+from rfpp_core.training.couplings.shuffled import shuffled
 
 
 class DataSet(NamedTuple):
@@ -170,7 +171,23 @@ def varied(coupling: Coupling, paired: bool, recipe: Recipe) -> Coupling:
     return coupling
 
 
-READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs}
+def read_shuffled(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """Pairs whose noise is that of another pair, by the seed of the store."""
+    loaded, seed = (
+        read_pairs(part, recipe, conditional, buffers),
+        PairStore.open(part.path).spec.seed,
+    )
+    return loaded._replace(coupling=shuffled(loaded.coupling, len(loaded.images), seed))
+
+
+READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs,
+           "shuffled": read_shuffled}  # fmt: skip
+
+
+def reader(coupling: str, recipe: Recipe) -> Callable[..., Loaded]:
+    """The function that reads a set."""
+    kind = reader_of(coupling)
+    return READERS["shuffled" if recipe.shuffled and kind == "pairs" else kind]
 
 
 def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -184,6 +201,8 @@ def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Bu
         loaded = read(part, recipe, conditional, here)
         coupling = varied(loaded.coupling, reader_of(part.coupling) == "pairs", recipe)
         found.append(loaded._replace(coupling=coupling))
+        read = reader(part.coupling, recipe)
+        found.append(read(part, recipe, conditional, here))
     if len(found) == 1:
         return found[0]
     first, second = found

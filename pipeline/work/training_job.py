@@ -104,12 +104,14 @@ def code_of(
     """
     loss = recipe.loss
     chosen = {
-        recipe.times.distribution, recipe.decay, recipe.precision, loss.name, architecture.arch,
-        architecture.precond, recipe.objective, *couplings,
+        recipe.times.distribution, recipe.decay, recipe.precision, loss.name, recipe.objective,
+        *architecture.names, *couplings,
     }  # fmt: skip
     if loss.perceptual != "none":
         chosen |= {loss.perceptual, loss.weighting}
-    readers = {training_data.READERS[training_data.reader_of(name)] for name in couplings}
+    if recipe.objective == "diffusion":
+        chosen.add(loss.space)
+    readers = {training_data.reader(name, recipe) for name in couplings}
     roots = [
         identity.Name("pipeline.work.training_run", "prepare"),
         identity.Name("rfpp_core.training.trainer", "train"),
@@ -173,4 +175,5 @@ def metadata_of(job: Job, curve: str, adopted: Sequence[Any]) -> dict[str, Any]:
         "architecture": job.architecture,
         "params": build.provenance_params(job.params, recipe),
         "provenance": provenance,
+        **build.first_time(job.architecture),
     }

@@ -22,6 +22,7 @@ from rfpp_core.config.params import Params, explained
 from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Anneal, Loss, Recipe, Times
 from rfpp_core.config.section import described
 from rfpp_core.errors import UserError, quoted
+from rfpp_core.model import prediction, vp
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.small_unet import SmallUNet
@@ -31,7 +32,7 @@ from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.rng import StepRNG, subkey
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.storage import checkpoint, files
-from rfpp_core.training import losses, times
+from rfpp_core.training import losses, phased, spaces, times
 from rfpp_core.training.couplings import Coupling, annealed
 from rfpp_core.training.couplings.dansm import dansm
 from rfpp_core.training.couplings.independent import independent
@@ -109,6 +110,18 @@ NETWORKS: Choices[Callable[[Architecture, float], nn.Module]] = {
 PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
     "velocity": lambda model, a: PlainVelocity(model),
     "edm": lambda model, a: EDMVelocity(model, a.sigma_data),
+    "plain": lambda model, a: prediction.FIELDS[a.path](model, a.prediction),
+}
+
+PREDICTIONS: Choices[prediction.ToVelocity] = {  # on the straight path
+    "v": prediction.of_v,
+    "x": prediction.of_x,
+}
+
+VP_PREDICTIONS: Choices[prediction.ToVelocity] = {
+    "v": prediction.of_vp_v,
+    "eps": prediction.of_eps,
+    "x": prediction.of_x,
 }
 
 
@@ -165,6 +178,12 @@ def flow_digest(loaded: checkpoint.Loaded) -> str:
     )
 
 
+def first_time(arch: Mapping[str, Any]) -> dict[str, float]:
+    """What a model file says of the first time of its flow: nothing where that is t = 1."""
+    start = architecture_of(arch).start
+    return {"start": start} if start < 1 else {}
+
+
 def train_config(recipe: Recipe, seed: int) -> TrainConfig:
     """The trainer's config of a recipe and the seed of a training."""
     shared = TrainConfig.__dataclass_fields__.keys() & Recipe.model_fields.keys()
@@ -179,6 +198,8 @@ TIMES: Choices[Callable[[Times], InverseCDF]] = {
     "logit_normal": lambda p: partial(times.logit_normal, mean=p.mean, std=p.std),
     "fixed": lambda p: partial(times.fixed, t=p.t),
     "grid": lambda p: partial(times.grid, k=p.k),
+    "vp": lambda p: partial(vp.t_of_tau, schedule=vp.SCHEDULES["vp"]),
+    "vp_sd": lambda p: partial(vp.t_of_tau, schedule=vp.SCHEDULES["vp_sd"]),
 }
 
 DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
@@ -292,10 +313,33 @@ def _flow_guided(parts: Parts) -> losses.LossFunction:
     )
 
 
+def _diffusion(parts: Parts) -> losses.LossFunction:
+    recipe, params = parts.recipe, parts.recipe.loss
+    term = losses.Term(params.name, distance(params))
+    drawn, scale = training_times(recipe.times), spaces.SCALES[params.space]
+    return spaces.diffusion(parts.coupling, drawn, term, scale, recipe.label_dropout)
+
+
+def _phased(parts: Parts) -> losses.LossFunction:
+    recipe = parts.recipe
+    assert parts.frozen is not None
+    return phased.phased(
+        parts.coupling,
+        TIMES[recipe.times.distribution](recipe.times),
+        losses.Term(recipe.loss.name, distance(recipe.loss)),
+        parts.frozen,
+        recipe.phased.phases,
+        recipe.phased.substeps,
+        recipe.label_dropout,
+    )
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
     "segments": _segments,
     "flow_guided": _flow_guided,
+    "diffusion": _diffusion,
+    "phased": _phased,
 }
 
 

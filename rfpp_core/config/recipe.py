@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -16,13 +17,18 @@ from rfpp_core.config.section import (
     Section,
     described,
 )
+from rfpp_core.model.vp import SCHEDULES
 
 
 class Times(Section):
     """The distribution of the training time."""
 
-    distribution: Literal["u_shape", "uniform", "logit_normal", "fixed", "grid"] = Field(
-        default="u_shape", description="of the training time t in [0, 1]"
+    distribution: Literal[
+        "u_shape", "uniform", "logit_normal", "fixed", "grid", "vp", "vp_sd"
+    ] = Field(
+        default="u_shape",
+        description="of the training time t in [0, 1]; vp and vp_sd are uniform in the time of "
+        "the network's `path`",
     )
     a: Annotated[float, Field(gt=0, le=100)] = Field(
         default=4.0, description="steepness of u_shape"
@@ -65,6 +71,11 @@ class Loss(Section):
     )
     weighting: Literal["constant", "over_t"] = Field(
         default="constant", description="weight of the perceptual term: 1 or 1 / t"
+    )
+    space: Literal["v", "eps", "x"] = Field(
+        default="v",
+        description="of objective: diffusion; what the distance compares: velocities, noise, "
+        "images",
     )
     pooling: Literal["average", "max"] = Field(
         default="average", description="of LPIPS: average as in RF++, max as LPIPS was published"
@@ -138,6 +149,17 @@ class TwoStep(Section):
         return self
 
 
+class Phased(Section):
+    """The phases of ``objective: phased``; its times must be uniform, or those of a VP path."""
+
+    phases: Annotated[int, Field(gt=0, le=1000)] = Field(
+        default=4, description="phases, each straight; as many Euler steps sample the flow"
+    )
+    substeps: Annotated[int, Field(gt=0, le=1000)] = Field(
+        default=10, description="Euler steps of the frozen teacher in a phase"
+    )
+
+
 class Recipe(Section):
     """How a flow is trained.  With ``steps: 0`` it has the weights that it starts from."""
 
@@ -182,10 +204,14 @@ class Recipe(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
-    objective: Literal["flow_matching", "flow_guided", "segments"] = Field(
+    objective: Literal[
+        "flow_matching", "diffusion", "phased", "flow_guided", "segments"
+    ] = Field(
         default="flow_matching",
-        description="what is minimised; flow_guided distils the flow it starts from into one "
-        "step; segments: the chords of the start's own paths on a grid",
+        description="what is minimised; diffusion: a distance in `loss.space`; phased: the flow "
+        "that it starts from is made straight in each of `phased.phases`; flow_guided distils "
+        "the flow it starts from into one step; segments: the chords of the start's own paths "
+        "on a grid",
     )
     coupling: Literal["independent", "dansm", "ot"] = Field(
         default="independent",
@@ -207,6 +233,11 @@ class Recipe(Section):
     )
     anneal: Anneal = Anneal()
     two_step: TwoStep = TwoStep()
+    shuffled: bool = Field(
+        default=False,
+        description="a control: each image of the pairs is given the noise of another pair",
+    )
+    phased: Phased = Phased()
     times: Times = Times()
     loss: Loss = Loss()
     segments: Segments = Segments()
@@ -269,6 +300,27 @@ class Recipe(Section):
                              f"mix must be 0")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def the_objective_fits(self) -> Self:
+        times, loss = self.times, self.loss
+        if loss.space != "v" and self.objective != "diffusion":
+            raise ValueError(f"loss.space: {loss.space} needs objective: diffusion; objective: "
+                             f"{self.objective} compares velocities")  # fmt: skip
+        if loss.perceptual != "none" and self.objective in ("diffusion", "phased"):
+            raise ValueError(f"objective: {self.objective} has no perceptual term; set "
+                             f"loss.perceptual: none, or objective: flow_matching")  # fmt: skip
+        moved = times.antithetic or times.at_one
+        if times.distribution in SCHEDULES and moved:
+            raise ValueError(f"times.distribution: {times.distribution} ends below t = 1 and is "
+                             f"not symmetric about 1/2, so times.at_one must be 0 and "
+                             f"times.antithetic false")  # fmt: skip
+        even = times.distribution in ("uniform", *SCHEDULES)
+        if self.objective == "phased" and (moved or not even):
+            raise ValueError(f"objective: phased needs times.distribution uniform, or "
+                             f"{' or '.join(SCHEDULES)} on such a path, with at_one: 0 and "
+                             f"antithetic: false")  # fmt: skip
+        return self
+
     @property
     def frozen_start(self) -> bool:
         """Whether the objective uses the weights that the flow starts from, frozen."""
@@ -277,10 +329,8 @@ class Recipe(Section):
     @property
     def forwards(self) -> int:
         """Network forwards an image of an update costs; a backward pass counts as two."""
-        if self.objective == "segments":
-            return sum(self.segments.parts) + 3 * len(self.segments.parts)
-        teacher_first = self.objective == "flow_guided" and not self.two_step.own
-        return 3 + EXTRA_FORWARDS.get(self.objective, 0) + teacher_first
+        extra = EXTRA_FORWARDS.get(self.objective, 0)
+        return 3 + (extra if isinstance(extra, int) else extra(self))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -290,10 +340,14 @@ class Recipe(Section):
 
 MOST_ASSIGNED = 1024  # images: an assignment takes O(M^3), a third of a second for so many
 # objectives that use the initial weights, frozen
-FROZEN_START: frozenset[str] = frozenset({"flow_guided", "segments"})
-# of an objective, beyond a forward and a backward pass
-EXTRA_FORWARDS: dict[str, int] = {
-    "flow_guided": 4,  # the student forward and backward on fresh noise, and the frozen flow
+FROZEN_START: frozenset[str] = frozenset({"flow_guided", "phased", "segments"})
+# of an objective, beyond a forward and a backward pass; by recipe where its options say how many
+EXTRA_FORWARDS: dict[str, int | Callable[[Recipe], int]] = {
+    # the student forward and backward on fresh noise, and the frozen flow once or twice
+    "flow_guided": lambda recipe: 4 if recipe.two_step.own else 5,
+    "phased": lambda recipe: recipe.phased.substeps,  # of the frozen teacher
+    # the frozen flow's fine steps, and a forward and a backward pass for each further segment
+    "segments": lambda recipe: sum(recipe.segments.parts) + 3 * len(recipe.segments.parts) - 3,
 }
 
 NOT_IN_WEIGHTS: Any = {"log_every": True, "loss": {"vgg_path"}}

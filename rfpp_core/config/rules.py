@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from rfpp_core.config.flow import IMAGES
+from rfpp_core.model.vp import SCHEDULES
 from rfpp_core.sampling.solver_table import properties_of, steps_for
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def check(params: Params) -> None:
     _digits_are_not_mirrored(params)
     _imported_teachers_keep_their_start(params)
     _segments_are_of_a_trained_flow(params)
+    _frozen_starts_are_trained(params)
+    _times_are_those_of_the_path(params)
+    _shuffling_has_pairs(params)
+    _grids_of_pairs_start_with_their_teacher(params)
 
 
 def earlier_sections(raw: Mapping[str, Any]) -> list[str]:
@@ -223,3 +228,59 @@ def _segments_are_of_a_trained_flow(params: Params) -> None:
             raise ValueError(f"flows.{name} straightens the paths of its start, {row.start}, "
                              f"which is not trained here; let it start from a trained "
                              f"flow")  # fmt: skip
+
+
+def _frozen_starts_are_trained(params: Params) -> None:
+    """An objective with a frozen teacher learns from the weights that the flow starts from."""
+    for name, row in params.flows.items():
+        recipe = params.recipe_of(name)
+        *flows, network = params.starts_of(name)
+        made = params.networks[network].checkpoint or any(params.recipe_of(f).steps for f in flows)
+        if recipe.steps and recipe.frozen_start and not made:
+            raise ValueError(f"flows.{name} learns from the weights it starts from (recipes."
+                             f"{row.recipe}.objective: {recipe.objective}), and those of "
+                             f"{row.start} are random; start from a trained flow")  # fmt: skip
+
+
+def _times_are_those_of_the_path(params: Params) -> None:
+    """A variance-preserving path ends below t = 1, and its network sees its own time."""
+    for name, row in params.flows.items():
+        recipe, network = params.recipe_of(name), params.network_of(name)
+        times, vp = recipe.times, network.path in SCHEDULES
+        inside = times.distribution == "fixed" and times.t <= network.start
+        if not recipe.steps or times.distribution == network.path or (vp and inside):
+            continue
+        if vp:
+            raise ValueError(f"flows.{name} has path: {network.path}, which ends at t = "
+                             f"{network.start:.4f}; set recipes.{row.recipe}.times.distribution "
+                             f"to {network.path}, or to fixed with t up to that")  # fmt: skip
+        if times.distribution in SCHEDULES:
+            raise ValueError(f"recipes.{row.recipe}.times.distribution: {times.distribution} is "
+                             f"for networks with that path, and flows.{name} has path: "
+                             f"{network.path}; take uniform or u_shape")  # fmt: skip
+
+
+def _shuffling_has_pairs(params: Params) -> None:
+    for name, row in params.flows.items():
+        sets = {row.data, row.mix} if params.uses_mix(name) else {row.data}
+        if params.recipe_of(name).shuffled and not sets & set(params.pairs):
+            raise ValueError(f"recipes.{row.recipe}.shuffled is for pairs, and flows.{name} "
+                             f"learns from images, whose noise is fresh anyway")  # fmt: skip
+
+
+def _grids_of_pairs_start_with_their_teacher(params: Params) -> None:
+    """On a variance-preserving path a teacher starts below t = 1, and a grid must follow."""
+    for name, pairs in params.pairs.items():
+        network = params.network_of(pairs.teacher)
+        if pairs.source == "import" or pairs.grid == network.path:
+            continue
+        if pairs.grid in SCHEDULES:
+            raise ValueError(f"pairs.{name}.grid: {pairs.grid} is for teachers with that path, "
+                             f"and {pairs.teacher} has path: {network.path}; take "
+                             f"uniform")  # fmt: skip
+        steps = steps_for(pairs.solver, pairs.nfe)[0]
+        few = pairs.grid == "uniform" and 1 - 1 / steps < network.start
+        if network.path in SCHEDULES and not few:
+            raise ValueError(f"pairs.{name}.grid: {pairs.grid} with {steps} steps does not fit "
+                             f"{pairs.teacher}, whose path: {network.path} starts at t = "
+                             f"{network.start:.4f}; take grid: {network.path}")  # fmt: skip
