@@ -164,12 +164,15 @@ def _cell(value: float, std: float) -> Cell:
 def properties(found: Results) -> Table:
     """How straight the paths of a flow are, and what its inverse does to real images."""
     shape = next(iter(found.models.values())).metadata["architecture"]["shape"]
-    head = ["", "straightness", "round trip", "noise size", "its std. dev.", "correlation"]
+    head = ["", "straightness", "noise constancy", "1 to 100 steps", "round trip", "noise size",
+            "its std. dev.", "correlation"]  # fmt: skip
     more = {"transport": "transport", "flip_error": "flip error"}  # absent from older metrics
     more = {key: title for key, title in more.items() if _measures(key, found)}
     head += more.values()
     ideal = [
         "Gaussian noise (ideal)",
+        "0",
+        "0",
         "0",
         "0",
         "1",
@@ -180,8 +183,9 @@ def properties(found: Results) -> Table:
     rows = [[Cell(text) for text in ideal]]
     for flow, m in found.metrics.items():
         noise = m["noise"]
-        numbers = (m["straightness"], m["round_trip"], noise["norm2"], noise["norm2_std"],
-                   noise["correlation"], *(m.get(key) for key in more))  # fmt: skip
+        numbers = (m["straightness"], m["eps_constancy"], m["step_gap"], m["round_trip"],
+                   noise["norm2"], noise["norm2_std"], noise["correlation"],
+                   *(m.get(key) for key in more))  # fmt: skip
         rows.append([Cell(flow, flow=flow), *(Cell(short(value, 3)) for value in numbers)])
     return Table(head, [Group("", rows)])
 

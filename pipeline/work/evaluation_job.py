@@ -31,6 +31,7 @@ from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import ROWS, compare
 from rfpp_core.images import pixels
 from rfpp_core.images.store import Images
+from rfpp_core.model.vp import SCHEDULES
 from rfpp_core.sampling.flow import MICRO_BATCH, Flow
 from rfpp_core.sampling.sampler import SamplerConfig, draw
 from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED, properties_of, row_name
@@ -78,7 +79,7 @@ def code_of(
     arch = build.architecture_of(flow.metadata["architecture"])
     grid = [] if sampler.times else [sampler.grid]
     names = tuple(identity.Name(f"pipeline.work.{module}", name) for name in functions)
-    return dict(_code((arch.arch, arch.precond, sampler.solver, *grid), names))
+    return dict(_code((*arch.names, sampler.solver, *grid), names))
 
 
 @cache
@@ -104,7 +105,7 @@ def table(
 ) -> list[Row]:
     """The rows of a flow's table, a sampler each; those of ``more`` come last."""
     section = config.evaluate
-    planned = [*samplers(section, flow.start, row), *more]
+    planned = [*samplers(section, flow.start, row, grid_of(flow)), *more]
     rows: list[Row] = []
     with console.bar(name, sum(seeds for _, seeds in planned) * section.n, "img") as bar:
         for sampler, seeds in planned:
@@ -129,15 +130,30 @@ def primary_metrics(real: Reference, rows: list[Row]) -> dict[str, dict[str, flo
     return found
 
 
-def samplers(section: Evaluate, start: float, row: FlowRow) -> list[tuple[SamplerConfig, int]]:
+def grid_of(flow: Flow) -> str:
+    """The grid of a flow's table: that of its path, if it is a VP path."""
+    path: str = build.architecture_of(flow.metadata["architecture"]).path
+    return path if path in SCHEDULES else "uniform"
+
+
+def samplers(
+    section: Evaluate, start: float, row: FlowRow, grid: str = "uniform"
+) -> list[tuple[SamplerConfig, int]]:
     """Each (sampler, number of sampling seeds) of a flow's table; few evaluations first.
 
     The row of many evaluations of an imported EDM, which starts below t = 1, is by EDM's sampler.
+
+    Args:
+        section: what is measured.
+        start: first time of the flow.
+        row: of the flow.
+        grid: the times of each row without its own.
     """
-    few = [(SamplerConfig(section.solver, nfe, times=section.grids.get(str(nfe), ())),
+    few = [(SamplerConfig(section.solver, nfe, grid, section.grids.get(str(nfe), ())),
             row.seeds or section.seeds)
            for nfe in section.nfe if nfe != section.many_nfe]  # fmt: skip
-    solver, grid = ("heun", "uniform") if start == 1 else ("edm-heun", "karras")
+    edm = start < 1 and grid == "uniform"
+    solver, grid = ("edm-heun", "karras") if edm else ("heun", grid)
     seeds = row.many_seeds or section.many_seeds
     many = [(SamplerConfig(solver, section.many_nfe, grid), seeds)]
     return few + many + ([(SamplerConfig(ADAPTIVE), seeds)] if section.adaptive else [])
@@ -216,7 +232,7 @@ def row_of(sampler: SamplerConfig, n: int, found: list[dict[str, float]]) -> Row
 def properties(
     flow: Flow, config: Params, found: Results, held_out: Images, images: str
 ) -> dict[str, Any]:
-    """Straightness, round trip and noise of a flow, for its metrics file.
+    """Properties of a flow's paths, round trip and noise, for its metrics file.
 
     Args:
         flow: which is measured.
@@ -225,26 +241,27 @@ def properties(
         held_out: real images that are inverted.
         images: digest of the set they are of.
     """
-    key = key_of("straightness", flow, SamplerConfig("euler"), ["straightness"])
+    key = key_of("straightness", flow, SamplerConfig("euler"), ["paths"])
     key |= {"n": config.evaluate.straightness_n, "seed": config.seed}
-    paths = found.once(key, lambda: straightness(flow, config))
+    of_paths = flow_metrics.Paths(*found.once(key, lambda: paths(flow, config)))
     sampler = inverting(config.evaluate.solver)
     key = key_of("inversion", flow, sampler, ["inversion"]) | {"images": images}
     values = found.once(key, lambda: inversion(flow, held_out, sampler))
     noise = flow_metrics.Inversion(*values)._asdict()
     return {
-        "straightness": rounded(paths),
+        **{name: rounded(value) for name, value in of_paths._asdict().items()},
         "round_trip": rounded(noise.pop("round_trip")),
         "noise": {name: rounded(value) for name, value in noise.items()},
     }
 
 
-def straightness(flow: Flow, config: Params) -> float:
+def paths(flow: Flow, config: Params) -> flow_metrics.Paths:
+    """How straight the paths of a flow are."""
     key, n = rng.subkey(config.seed, "straightness"), config.evaluate.straightness_n
     z = rng.normal(key, torch.arange(n), flow.shape).to(flow.device)
     y = _y(flow, key, n)
     y = None if y is None else y.to(flow.device)
-    return flow_metrics.straightness(flow.field, z, y, flow.start)
+    return flow_metrics.paths(flow.field, z, y, flow.start)
 
 
 def pairing(flow: Flow, config: Params, found: Results) -> dict[str, Any]:
@@ -299,7 +316,8 @@ def pictures(flow: Flow, name: str, config: Params, more: Plan = ()) -> None:
     key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
     shown = max(SHOWN, 8 * min(flow.classes, 16))
     labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
-    for sampler, _ in (*samplers(config.evaluate, flow.start, config.flows[name]), *more):
+    planned = samplers(config.evaluate, flow.start, config.flows[name], grid_of(flow))
+    for sampler, _ in (*planned, *more):
         if sampler.solver == ADAPTIVE:
             continue
         images = flow.from_noise_key(key, shown, sampler, labels)

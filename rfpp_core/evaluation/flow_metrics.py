@@ -4,24 +4,42 @@ carries where."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rfpp_core.model.path import Field
+from rfpp_core.model.path import Field, z_hat
 from rfpp_core.sampling.solvers import trajectory
 
 STRAIGHTNESS_STEPS, STRAIGHTNESS_BATCH = 100, 100
 
 
-@torch.inference_mode()
-def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> float:
-    """Mean over elements and 100 uniform Euler steps of ``(velocity - chord)^2``, 0 if straight.
+class Paths(NamedTuple):
+    """How far the paths of a flow are from straight lines; all are 0 if it is straight.
 
-    The chord is ``z - x`` of a path's own ends (Liu et al., arXiv 2209.03003).  The grid is fine
-    whatever NFE the flow is used with: in one step the measure is zero by definition.
+    Attributes:
+        straightness: mean over elements and times of ``(velocity - chord)^2``.  The chord is
+            ``z - x`` of a path's own ends (Liu et al., arXiv 2209.03003).
+        eps_constancy: mean over elements of the variance over times of the predicted noise z_hat.
+            If it is constant, a DDIM step of any length is exact (Rectified Diffusion, arXiv
+            2410.07303, theorem 1).
+        step_gap: mean over elements of ``(G_1(z) - G_100(z))^2``, images in 1 and in 100 steps.
+    """
+
+    straightness: float
+    eps_constancy: float
+    step_gap: float
+
+
+@torch.inference_mode()
+def paths(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> Paths:
+    """Measures paths of 100 uniform Euler steps.
+
+    The grid is fine whatever NFE the flow is used with: in one step all of it is zero by
+    definition.
 
     Args:
         field: the velocity field.
@@ -30,15 +48,40 @@ def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float 
         start: first time of the flow, where a path starts from ``start z``.
     """
     grid = torch.linspace(start, 0, STRAIGHTNESS_STEPS + 1, dtype=torch.float64)
-    total = 0.0
+    total = varied = gap = 0.0
     for part in range(0, len(z), STRAIGHTNESS_BATCH):
         here = slice(part, part + STRAIGHTNESS_BATCH)
         label = None if y is None else y[here]
         states = list(trajectory(field, start * z[here], grid, "euler", "full", label))
         chord = (states[0] - states[-1]) / start
-        velocities = ((a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states))
-        total += math.fsum(float((v - chord).square().sum()) for v in velocities)
-    return total / STRAIGHTNESS_STEPS / z.numel()
+        total += math.fsum(float((v - chord).square().sum()) for v in _velocities(states, start))
+        mean = sum(_noises(states, grid, start), torch.zeros_like(chord)) / STRAIGHTNESS_STEPS
+        varied += math.fsum(
+            float((eps - mean).square().sum()) for eps in _noises(states, grid, start)
+        )
+        one_step = states[0] - start * next(_velocities(states, start))
+        gap += float((one_step - states[-1]).square().sum())
+    return Paths(
+        total / STRAIGHTNESS_STEPS / z.numel(),
+        varied / STRAIGHTNESS_STEPS / z.numel(),
+        gap / z.numel(),
+    )
+
+
+def straightness(field: Field, z: Tensor, y: Tensor | None = None, start: float = 1.0) -> float:
+    """The straightness of :func:`paths`, which has the same arguments."""
+    return paths(field, z, y, start).straightness
+
+
+def _velocities(states: Sequence[Tensor], start: float) -> Iterator[Tensor]:
+    """The velocity of each step, which Euler's rule took."""
+    return ((a - b) * STRAIGHTNESS_STEPS / start for a, b in pairwise(states))
+
+
+def _noises(states: Sequence[Tensor], grid: Tensor, start: float) -> Iterator[Tensor]:
+    """The noise that is predicted at the beginning of each step."""
+    for x_t, t, v in zip(states, grid, _velocities(states, start), strict=False):
+        yield z_hat(x_t, v, t.to(x_t).expand(len(x_t)))
 
 
 class Inversion(NamedTuple):

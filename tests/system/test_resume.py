@@ -58,9 +58,10 @@ def test_the_run_gave_everything(finished, tmp_path):
                  "samples/flow2/trajectory.png", "curves/distance/flow2.csv"):  # fmt: skip
         assert (project.path / name).stat().st_size > 0
     metrics = json.loads((project.path / "metrics/flow2.json").read_text())
-    assert set(metrics) == {"fd_classifier", "straightness", "round_trip", "noise", "budget",
-                            "budget_with_ancestors", "images_per_second_nfe1", "parameters",
-                            "macs", "transport", "flip_error"}  # fmt: skip
+    assert set(metrics) == {"fd_classifier", "straightness", "eps_constancy", "step_gap",
+                            "round_trip", "noise", "budget", "budget_with_ancestors",
+                            "images_per_second_nfe1", "parameters", "macs", "transport",
+                            "flip_error"}  # fmt: skip
     assert set(metrics["fd_classifier"]) == {"floor", "held_out", "nfe1", "nfe2", "nfe5"}
     steps, batch, n, nfe = 100, 64, 1200, 5
     assert metrics["budget"] == n * nfe + 3 * steps * batch

@@ -28,3 +28,40 @@ def test_round_trip_and_statistics_of_inverted_noise():
     assert abs(prior.correlation) < 0.01
     smooth = (z + z.roll(1, -1)) / math.sqrt(2)  # 1/2 between neighbours across, 0 down
     assert flow_metrics.inversion(x, smooth, x).correlation == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_straight_flow_has_constant_noise_and_no_gap_whatever_its_first_time():
+    x, z = torch.randn(150, 3).double(), torch.randn(150, 3).double()
+    for start in (1.0, 0.96):  # from start z, on the line to x
+        found = flow_metrics.paths(
+            lambda s, t, y=None: z[: len(s)] - x[: len(s)], z[:90], None, start
+        )
+        assert max(found) < 1e-20
+
+
+def test_the_properties_of_paths_are_their_definitions():
+    """Of a field that is v = a x_t, against a loop over samples."""
+    z, a = torch.randn(7, 2).double(), 0.8
+
+    def field(x, t, y=None):
+        return a * x
+
+    start = 0.9
+    found = flow_metrics.paths(field, z, None, start)
+    assert found.straightness == flow_metrics.straightness(field, z, None, start)
+    h, variances, gaps = start / 100, [], []
+    for row in (start * z).numpy():
+        factors = (1 - h * a) ** np.arange(101)  # of each state
+        t = start - h * np.arange(100)
+        noise = row * (factors[:-1] * (1 + (1 - t) * a))[:, None]
+        variances.append(noise.var(axis=0).mean())
+        gaps.append(((row * (1 - start * a) - row * factors[-1]) ** 2).mean())
+    assert found.eps_constancy == pytest.approx(np.mean(variances), rel=1e-9)
+    assert found.step_gap == pytest.approx(np.mean(gaps), rel=1e-9)
+
+
+def test_the_parts_of_a_batch_are_averaged():
+    z = torch.randn(250, 2).double()
+    whole = flow_metrics.paths(lambda x, t, y=None: torch.sin(x), z)
+    parts = [flow_metrics.paths(lambda x, t, y=None: torch.sin(x), part) for part in z.split(125)]
+    np.testing.assert_allclose(whole, np.mean(parts, axis=0), rtol=1e-12)

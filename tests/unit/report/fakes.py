@@ -163,7 +163,8 @@ def _flow(flow: str, i: int, config: Params, shape: tuple[int, ...], classes: An
     files.write_csv(artifacts.table(flow), rows)
     _losses(flow, config)
     files.write_json(artifacts.metrics(flow), {
-        "straightness": 0.1 / (1 + i), "round_trip": 0.01, "images_per_second_nfe1": 1000 + i,
+        "straightness": 0.1 / (1 + i), "eps_constancy": 0.05, "step_gap": 0.2,
+        "round_trip": 0.01, "images_per_second_nfe1": 1000 + i,
         "noise": {"norm2": 0.9, "norm2_std": 0.1, "correlation": -0.02},
         "budget": budget, "budget_with_ancestors": provenance["budget_with_ancestors"],
     })  # fmt: skip

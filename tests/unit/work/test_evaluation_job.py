@@ -24,7 +24,7 @@ from tests.helpers import ROOT, SMOKE, save_tiny
 
 Keys = dict[str, list[str]]
 KINDS = {"distances", "straightness", "inversion", "evaluations"}
-VALUES = {"distances": {"distances": [1.0] * 5}, "straightness": 0.5, "evaluations": 20,
+VALUES = {"distances": {"distances": [1.0] * 5}, "straightness": [0.5] * 3, "evaluations": 20,
           "inversion": [0.1, 1.0, 0.2, 0.0]}  # fmt: skip
 
 
