@@ -20,7 +20,7 @@ PLUMBING = {"rfpp_core", "rfpp_core/errors", "rfpp_core/runtime", "rfpp_core/cho
             "pipeline/settings", "pipeline/stage_log", "pipeline/stages"}  # fmt: skip
 # Packages that a stage imports for little of them, with why.
 NOT_FOR = {
-    "prepare": {"rfpp_core/config", "rfpp_core/sampling"},  # the schema alone
+    "prepare": {"rfpp_core/config", "rfpp_core/sampling", "rfpp_core/model"},  # the schema alone
     "reference": {
         "rfpp_core/config",  # the schema alone
         "rfpp_core/sampling", "rfpp_core/model",  # straightness lies beside distances
