@@ -212,8 +212,22 @@ def sampler_for(
         return SamplerConfig(solver, guidance=guidance)
     name = (grid or "uniform") if named else "uniform"
     sampler = SamplerConfig(solver, nfe, name, times, guidance)
+    _check_own_grid(flow, sampler)
     sampler.plan(flow.start)
     return sampler
+
+
+def _check_own_grid(flow: Flow, sampler: SamplerConfig) -> None:
+    """Names the grid of a flow that starts too early for the one that was asked for."""
+    own = flow.metadata.get("architecture", {}).get("path", "")
+    if own not in GRIDS or sampler.times:
+        return
+    grid, _ = sampler.plan()
+    if len(grid) > 2 and grid[1] >= flow.start:
+        raise UserError(
+            f"the {sampler.grid} grid begins above t = {flow.start:.4g}, where this flow starts; "
+            f"take the grid {own}, or fewer steps"
+        )
 
 
 def default_solver(nfe: int) -> str:

@@ -115,5 +115,7 @@ def test_the_table_of_a_vp_flow_is_by_ddim_and_that_of_others_as_before(vp_flow,
 
 def test_many_steps_of_a_vp_flow_are_on_its_own_grid(vp_flow):
     assert len(sampler_for(vp_flow, 200, "euler", "vp_sd").plan(vp_flow.start)[0]) == 201
-    with pytest.raises(UserError, match=r"this flow starts at 0\.9613"):
+    with pytest.raises(
+        UserError, match=r"above t = 0\.9613, where this flow starts; take the grid vp_sd"
+    ):
         sampler_for(vp_flow, 200, "euler", "uniform")
