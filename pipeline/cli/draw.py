@@ -45,8 +45,8 @@ def sample(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="euler, heun, midpoint (or rf-solver), fireflow, anchored, edm-heun or rk45 "
-            "[euler up to 8 NFE, else heun]"
+            help="euler, heun, midpoint (or rf-solver), fireflow, anchored, edm-heun, rk45 or "
+            "flow-map [euler up to 8 NFE, else heun; of a flow map flow-map]"
         ),
     ] = None,
     grid: GridOption = "uniform",
@@ -113,6 +113,7 @@ def open_flow(path: Path, device: torch.device) -> Flow:
         UserError: if there is none.
     """
     from rfpp_core.config import build
+    from rfpp_core.sampling.flow_map import as_map
     from rfpp_core.storage import checkpoint
 
     if not path.is_dir() and not (path.name.startswith("state-") and _identity(path).exists()):
@@ -124,7 +125,7 @@ def open_flow(path: Path, device: torch.device) -> Flow:
     tensors = {name[4:]: t for name, t in state.tensors.items() if name.startswith("ema.")}
     metadata = {"architecture": _architecture(path), "provenance": {"stage": "state"}}
     loaded = checkpoint.Loaded(tensors, metadata, checkpoint.digest(tensors))
-    return build.flow_of(loaded, path, device)
+    return as_map(build.flow_of(loaded, path, device))
 
 
 def _identity(path: Path) -> Path:

@@ -72,7 +72,8 @@ def export(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="euler, heun, midpoint, fireflow or anchored [euler up to 8 NFE, else heun]"
+            help="euler, heun, midpoint, fireflow, anchored or flow-map [euler up to 8 NFE, else "
+            "heun; of a flow map flow-map]"
         ),
     ] = None,
     grid: draw.GridOption = "uniform",

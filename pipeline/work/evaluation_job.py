@@ -31,10 +31,17 @@ from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import ROWS, compare
 from rfpp_core.images import pixels
 from rfpp_core.images.store import Images
+from rfpp_core.model.flow_map import takes_end_time
 from rfpp_core.model.vp import SCHEDULES
 from rfpp_core.sampling.flow import MICRO_BATCH, Flow
 from rfpp_core.sampling.sampler import SamplerConfig, draw
-from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED, properties_of, row_name
+from rfpp_core.sampling.solver_table import (
+    ADAPTIVE,
+    FLOW_MAP,
+    SEARCHED,
+    properties_of,
+    row_name,
+)
 from rfpp_core.sampling.solvers import trajectory
 
 KIND = "evaluate"  # of staged work
@@ -105,7 +112,7 @@ def table(
 ) -> list[Row]:
     """The rows of a flow's table, a sampler each; those of ``more`` come last."""
     section = config.evaluate
-    planned = [*samplers(section, flow.start, row, grid_of(flow)), *more]
+    planned = [*samplers(section, flow, row), *more]
     rows: list[Row] = []
     with console.bar(name, sum(seeds for _, seeds in planned) * section.n, "img") as bar:
         for sampler, seeds in planned:
@@ -136,23 +143,18 @@ def grid_of(flow: Flow) -> str:
     return path if path in SCHEDULES else "uniform"
 
 
-def samplers(
-    section: Evaluate, start: float, row: FlowRow, grid: str = "uniform"
-) -> list[tuple[SamplerConfig, int]]:
+def samplers(section: Evaluate, flow: Flow, row: FlowRow) -> list[tuple[SamplerConfig, int]]:
     """Each (sampler, number of sampling seeds) of a flow's table; few evaluations first.
 
     The row of many evaluations of an imported EDM, which starts below t = 1, is by EDM's sampler.
-
-    Args:
-        section: what is measured.
-        start: first time of the flow.
-        row: of the flow.
-        grid: the times of each row without its own.
+    The rows of few of a flow map are by its own steps, on grids that were given for as many.
     """
-    few = [(SamplerConfig(section.solver, nfe, grid, section.grids.get(str(nfe), ())),
-            row.seeds or section.seeds)
+    solver = FLOW_MAP if takes_end_time(flow.field) else section.solver
+    stages = {properties_of(name).stages for name in (solver, section.solver)}
+    grids, grid = section.grids if len(stages) == 1 else {}, grid_of(flow)
+    few = [(SamplerConfig(solver, nfe, grid, grids.get(str(nfe), ())), row.seeds or section.seeds)
            for nfe in section.nfe if nfe != section.many_nfe]  # fmt: skip
-    edm = start < 1 and grid == "uniform"
+    edm = flow.start < 1 and grid == "uniform"
     solver, grid = ("edm-heun", "karras") if edm else ("heun", grid)
     seeds = row.many_seeds or section.many_seeds
     many = [(SamplerConfig(solver, section.many_nfe, grid), seeds)]
@@ -316,7 +318,7 @@ def pictures(flow: Flow, name: str, config: Params, more: Plan = ()) -> None:
     key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
     shown = max(SHOWN, 8 * min(flow.classes, 16))
     labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
-    planned = samplers(config.evaluate, flow.start, config.flows[name], grid_of(flow))
+    planned = samplers(config.evaluate, flow, config.flows[name])
     for sampler, _ in (*planned, *more):
         if sampler.solver == ADAPTIVE:
             continue

@@ -146,8 +146,7 @@ def add_errors(
     """
     if file is None:
         return {}
-    own = evaluation_job.samplers(section, flow.start, row, evaluation_job.grid_of(flow))
-    planned = [*own, *samplers(file, section, row)]
+    planned = [*evaluation_job.samplers(section, flow, row), *samplers(file, section, row)]
     named = {row_name(label_of(s), s.nfe): s for s, _ in planned if s.nfe}
     for nfe in section.grids:
         named[f"nfe{nfe}_uniform"] = SamplerConfig(section.solver, int(nfe))

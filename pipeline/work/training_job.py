@@ -87,7 +87,7 @@ def job_of(flow: str, params: Params) -> Job:
         sets=sets,
         start=start,
         start_digest=digest,
-        architecture=about["architecture"],
+        architecture=build.trained_architecture(recipe, about["architecture"]),
         spent=ledger.union(ledger.of(about, digest), *(part.spent for part in sets)),
     )
 
@@ -107,6 +107,8 @@ def code_of(
         recipe.times.distribution, recipe.decay, recipe.precision, loss.name, recipe.objective,
         *architecture.names, *couplings,
     }  # fmt: skip
+    if recipe.objective == "flow_map":
+        chosen |= {recipe.flow_map.end, recipe.flow_map.derivative}
     if loss.perceptual != "none":
         chosen |= {loss.perceptual, loss.weighting}
     if recipe.objective == "diffusion":

@@ -17,12 +17,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rfpp_core.choices import Choices
-from rfpp_core.config.network import Architecture, Network
+from rfpp_core.config.network import WITH_END_TIME, Architecture, Network
 from rfpp_core.config.params import Params, explained
 from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Anneal, Loss, Recipe, Times
 from rfpp_core.config.section import described
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.model import prediction, vp
+from rfpp_core.model.flow_map import EDMFlowMap, PlainFlowMap
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.small_unet import SmallUNet
@@ -31,8 +32,9 @@ from rfpp_core.model.path import Field
 from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.rng import StepRNG, subkey
 from rfpp_core.sampling.flow import Flow
+from rfpp_core.sampling.flow_map import as_map
 from rfpp_core.storage import checkpoint, files
-from rfpp_core.training import losses, phased, spaces, times
+from rfpp_core.training import flow_map, losses, phased, spaces, times
 from rfpp_core.training.couplings import Coupling, annealed
 from rfpp_core.training.couplings.dansm import dansm
 from rfpp_core.training.couplings.independent import independent
@@ -57,6 +59,14 @@ def architecture(params: Network, shape: tuple[int, ...], classes: int) -> dict[
                         "per class, or name a CSV of name,label rows in "
                         "dataset.labels")  # fmt: skip
     return {**document, "shape": list(shape), "classes": classes if conditional else 0}
+
+
+def trained_architecture(recipe: Recipe, document: dict[str, Any]) -> dict[str, Any]:
+    """The architecture that a recipe trains: its start's; of a flow map, with an end time."""
+    if recipe.objective != "flow_map":
+        return document
+    precond = architecture_of(document).precond
+    return {**document, "precond": WITH_END_TIME.get(precond, precond)}
 
 
 def architecture_of(document: Any) -> Architecture:
@@ -111,6 +121,8 @@ PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
     "velocity": lambda model, a: PlainVelocity(model),
     "edm": lambda model, a: EDMVelocity(model, a.sigma_data),
     "plain": lambda model, a: prediction.FIELDS[a.path](model, a.prediction),
+    "velocity_map": lambda model, a: PlainFlowMap(model),
+    "edm_map": lambda model, a: EDMFlowMap(model, a.sigma_data),
 }
 
 PREDICTIONS: Choices[prediction.ToVelocity] = {  # on the straight path
@@ -147,7 +159,7 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     Raises:
         UserError: if the file is missing, corrupted, or its weights do not fit its architecture.
     """
-    return flow_of(checkpoint.load(Path(path)), Path(path), device)
+    return as_map(flow_of(checkpoint.load(Path(path)), Path(path), device))
 
 
 def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:
@@ -334,12 +346,29 @@ def _phased(parts: Parts) -> losses.LossFunction:
     )
 
 
+def _flow_map(parts: Parts) -> losses.LossFunction:
+    recipe, params = parts.recipe, parts.recipe.flow_map
+    other = time_distribution(recipe.times)
+    intervals = flow_map.intervals(
+        training_times(recipe.times),
+        lambda draws: other(draws.uniform("end time")),
+        flow_map.ENDS[params.end],
+        params.same,
+    )
+    derivative = flow_map.DERIVATIVES[params.derivative](params.step)
+    weight = flow_map.Weight(params.p, params.c)
+    return flow_map.flow_map(
+        parts.coupling, intervals, derivative, weight, recipe.label_dropout, parts.frozen
+    )
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
     "segments": _segments,
     "flow_guided": _flow_guided,
     "diffusion": _diffusion,
     "phased": _phased,
+    "flow_map": _flow_map,
 }
 
 

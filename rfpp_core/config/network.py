@@ -42,10 +42,11 @@ class Network(Section):
         default=9, description="augmentation labels of EDM's networks; zeros are given"
     )
     conditional: bool = Field(default=False, description="whether the network is given the labels")
-    precond: Literal["velocity", "edm", "plain"] = Field(
+    precond: Literal["velocity", "edm", "plain", "velocity_map", "edm_map"] = Field(
         default="edm",
         description="network output: the velocity itself, EDM's preconditioning, or plain: what "
-        "`prediction` says, on `path`",
+        "`prediction` says, on `path`; the two with _map, which take an end time, are in model "
+        "files of flow maps alone",
     )
     path: Literal["rf", "vp", "vp_sd"] = Field(
         default="rf",
@@ -84,6 +85,9 @@ class Network(Section):
         return (self.arch, self.precond, *plain)
 
 
+WITH_END_TIME = {"velocity": "velocity_map", "edm": "edm_map"}  # of a flow, of a flow map
+
+
 class Architecture(Network):
     """The architecture in a model file: a :class:`Network`, and the data that it is for."""
 
@@ -100,6 +104,14 @@ class NetworkRow(Network):
         description="EDM checkpoint of the initial weights (NVlabs pickle, state dict)",
     )
     sha256: Sha256 | None = Field(default=None, description="digest that `checkpoint` must have")
+
+    @model_validator(mode="after")
+    def it_is_no_flow_map(self) -> Self:
+        if self.precond in WITH_END_TIME.values():
+            raise ValueError(f"precond: {self.precond} is of flow maps; write "
+                             f"{self.precond.removesuffix('_map')}: a recipe with objective: "
+                             f"flow_map adds the end time to any network")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def a_checkpoint_is_vouched_for(self) -> Self:

@@ -66,6 +66,12 @@ class Params(Section):
         trained = any(self.recipe_of(name).steps for name in (flow, *flows))
         return not trained and bool(self.networks[network].checkpoint)
 
+    def is_flow_map(self, flow: str) -> bool:
+        """Whether a flow takes an end time: it, or what it starts from, is trained to."""
+        chain = [name for name in (flow, *self.starts_of(flow)) if name in self.flows]
+        return any(self.recipe_of(name).objective == "flow_map" and self.recipe_of(name).steps
+                   for name in chain)  # fmt: skip
+
     def teacher_of(self, flow: str) -> str | None:
         """The flow that made the pairs of a flow; None for one trained on images."""
         data = self.flows[flow].data

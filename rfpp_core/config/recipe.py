@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rfpp_core.config.flow_map import FlowMap
 from rfpp_core.config.section import (
     Fraction,
     Natural,
@@ -205,13 +206,13 @@ class Recipe(Section):
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
     objective: Literal[
-        "flow_matching", "diffusion", "phased", "flow_guided", "segments"
+        "flow_matching", "diffusion", "phased", "flow_guided", "segments", "flow_map"
     ] = Field(
         default="flow_matching",
         description="what is minimised; diffusion: a distance in `loss.space`; phased: the flow "
         "that it starts from is made straight in each of `phased.phases`; flow_guided distils "
         "the flow it starts from into one step; segments: the chords of the start's own paths "
-        "on a grid",
+        "on a grid; flow_map: the average velocity between two times",
     )
     coupling: Literal["independent", "dansm", "ot"] = Field(
         default="independent",
@@ -241,6 +242,7 @@ class Recipe(Section):
     times: Times = Times()
     loss: Loss = Loss()
     segments: Segments = Segments()
+    flow_map: FlowMap = FlowMap()
 
     @model_validator(mode="after")
     def options_agree(self) -> Self:
@@ -321,10 +323,30 @@ class Recipe(Section):
                              f"antithetic: false")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def a_flow_map_fits(self) -> Self:
+        if self.objective != "flow_map":
+            return self
+        if self.dropout:
+            raise ValueError("objective: flow_map needs dropout: 0, since its derivative and its "
+                             "regression would be of different networks")  # fmt: skip
+        if self.loss.perceptual != "none":
+            raise ValueError("objective: flow_map has no perceptual term; set loss.perceptual: "
+                             "none")  # fmt: skip
+        if self.times.distribution == "fixed" and self.flow_map.end == "drawn":
+            raise ValueError("objective: flow_map with flow_map.end: drawn needs times that vary; "
+                             "take another times.distribution, or flow_map.end: zero")  # fmt: skip
+        return self
+
+    @property
+    def from_teacher(self) -> bool:
+        """Whether it trains a flow map from the velocity of the flow that it starts from."""
+        return self.objective == "flow_map" and self.flow_map.velocity == "teacher"
+
     @property
     def frozen_start(self) -> bool:
         """Whether the objective uses the weights that the flow starts from, frozen."""
-        return self.objective in FROZEN_START
+        return self.objective in FROZEN_START or self.from_teacher
 
     @property
     def forwards(self) -> int:
@@ -345,6 +367,9 @@ FROZEN_START: frozenset[str] = frozenset({"flow_guided", "phased", "segments"})
 EXTRA_FORWARDS: dict[str, int | Callable[[Recipe], int]] = {
     # the student forward and backward on fresh noise, and the frozen flow once or twice
     "flow_guided": lambda recipe: 4 if recipe.two_step.own else 5,
+    # its derivative, a forward pass with tangents or two passes, counted for all samples, though
+    # those with r = t need none; and the teacher
+    "flow_map": lambda recipe: 2 + recipe.from_teacher,
     "phased": lambda recipe: recipe.phased.substeps,  # of the frozen teacher
     # the frozen flow's fine steps, and a forward and a backward pass for each further segment
     "segments": lambda recipe: sum(recipe.segments.parts) + 3 * len(recipe.segments.parts) - 3,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rfpp_core.config.flow import IMAGES
 from rfpp_core.model.vp import SCHEDULES
-from rfpp_core.sampling.solver_table import properties_of, steps_for
+from rfpp_core.sampling.solver_table import FLOW_MAP, properties_of, steps_for
 
 if TYPE_CHECKING:
     from rfpp_core.config.params import Params
@@ -47,6 +47,8 @@ def check(params: Params) -> None:
     _times_are_those_of_the_path(params)
     _shuffling_has_pairs(params)
     _grids_of_pairs_start_with_their_teacher(params)
+    _flow_maps_stay_flow_maps(params)
+    _flow_maps_have_a_teacher(params)
 
 
 def earlier_sections(raw: Mapping[str, Any]) -> list[str]:
@@ -284,3 +286,29 @@ def _grids_of_pairs_start_with_their_teacher(params: Params) -> None:
             raise ValueError(f"pairs.{name}.grid: {pairs.grid} with {steps} steps does not fit "
                              f"{pairs.teacher}, whose path: {network.path} starts at t = "
                              f"{network.start:.4f}; take grid: {network.path}")  # fmt: skip
+
+
+def _flow_maps_stay_flow_maps(params: Params) -> None:
+    """Flow matching would leave the steps of a flow map untrained; a flow has none."""
+    for name, row in params.flows.items():
+        recipe = params.recipe_of(name)
+        on_map = row.start in params.flows and params.is_flow_map(row.start)
+        if on_map and recipe.steps and recipe.objective != "flow_map":
+            raise ValueError(f"flows.{name} starts from the flow map {row.start}, and "
+                             f"recipes.{row.recipe} has objective: {recipe.objective}, which "
+                             f"trains no end times; take objective: flow_map, or another "
+                             f"start")  # fmt: skip
+    for name, pairs in params.pairs.items():
+        if pairs.solver == FLOW_MAP and not params.is_flow_map(pairs.teacher):
+            raise ValueError(f"pairs.{name}.solver {FLOW_MAP} takes the steps of a flow map, and "
+                             f"{pairs.teacher} is none; take heun or midpoint, or a teacher "
+                             f"trained with objective: flow_map")  # fmt: skip
+
+
+def _flow_maps_have_a_teacher(params: Params) -> None:
+    for name, row in params.flows.items():
+        recipe, drawn = params.recipe_of(name), params.networks.get(row.start)
+        if recipe.steps and recipe.from_teacher and drawn and not drawn.checkpoint:
+            raise ValueError(f"flows.{name} learns from the velocity of its start, but "
+                             f"networks.{row.start} has random weights; start from a flow, or set "
+                             f"flow_map.velocity: data in recipes.{row.recipe}")  # fmt: skip

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from rfpp_core import rng
 from rfpp_core.errors import UserError, quoted
+from rfpp_core.model.flow_map import takes_end_time
 from rfpp_core.runtime import map_exact
 from rfpp_core.sampling.grids import GRIDS
 from rfpp_core.sampling.sampler import SamplerConfig, draw, threads_for
-from rfpp_core.sampling.solver_table import ADAPTIVE, properties_of
+from rfpp_core.sampling.solver_table import ADAPTIVE, FLOW_MAP, properties_of
+from rfpp_core.sampling.solvers import NO_END_TIME
 
 MICRO_BATCH = 250
 MOST, MOST_NFE = 1 << 24, 100_000  # images of a call, evaluations an image
@@ -184,7 +186,8 @@ def sampler_for(
     Args:
         flow: the flow to sample from.
         nfe: network evaluations an image.
-        solver: its name; None for Euler up to 8 evaluations and Heun beyond.
+        solver: its name; None for Euler up to 8 evaluations and Heun beyond, and for a flow map's
+            own steps.
         grid: a name of ``grids.GRIDS`` ("" for uniform), or times such as "1,0.8".
         guidance: guidance scale, 1 for none.
 
@@ -207,7 +210,10 @@ def sampler_for(
             f"the grid is '{quoted(grid)}'; it must be one of {', '.join(GRIDS)}, or times "
             "such as 1,0.8"
         ) from None
-    solver = solver or default_solver(nfe)
+    is_map = takes_end_time(flow.field)
+    solver = solver or (FLOW_MAP if is_map else default_solver(nfe))
+    if solver == FLOW_MAP and not is_map:
+        raise UserError(NO_END_TIME)
     if solver == ADAPTIVE:
         return SamplerConfig(solver, guidance=guidance)
     name = (grid or "uniform") if named else "uniform"

@@ -13,6 +13,7 @@ from rfpp_core.errors import quoted
 
 Last = Literal["full", "euler"]
 ADAPTIVE = "rk45"  # chooses its evaluations itself, so it takes no NFE
+FLOW_MAP = "flow-map"  # the steps of a flow map, of a network with an end time
 # rk2:<delta> and taylor:<delta>, 0 < delta <= 1
 WITH_DELTA = re.compile(r"(rk2|taylor):(0\.\d*[1-9]\d*|1(\.0+)?)")
 SEARCHED = "euler-boss"  # the name, in tables, of Euler's rule on a grid searched for the flow
@@ -38,6 +39,7 @@ SOLVERS: Choices[Properties] = {
     "anchored": Properties(stages=1, invertible=False),
     "anchored-heun": Properties(invertible=False),
     "edm-heun": Properties(starts_at_1=False, drops_last=True, float64=True),
+    "flow-map": Properties(stages=1, invertible=False),
 }
 
 

@@ -20,6 +20,8 @@ The anchored update of RF++ (arXiv 2405.20320, app. D) goes back to the initial 
 EDM integrates over sigma = t / (1 - t) the state X = x / (1 - t) (arXiv 2206.00364, alg. 1): its
 ``dX/dsigma = (X - D) / sigma`` is z_hat, so its Heun step needs no other field than v.
 
+A flow map (``model.flow_map``) gives the average velocity u of a step: ``x_s = x - (t - s) u``.
+
 The cost is the number of network evaluations (NFE), counted by a wrapper of the field.
 """
 
@@ -33,10 +35,18 @@ import torch
 from torch import Tensor
 
 from rfpp_core.choices import Choices
+from rfpp_core.errors import UserError
+from rfpp_core.model.flow_map import interval, lacks_end_time
 from rfpp_core.model.path import Field, interpolate, x_hat, z_hat
 from rfpp_core.sampling.solver_table import Last, properties_of
 
 Step = Callable[[Field, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+NO_END_TIME = (
+    "flow-map takes the steps of a flow map, which is trained with objective: flow_map; this flow "
+    "has no end time: take euler, midpoint or heun"
+)
 
 
 class Solution(NamedTuple):
@@ -152,6 +162,17 @@ def edm(heun: bool = True) -> Step:
     return step
 
 
+def flow_map(field: Field, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
+    """``x - (t - s) u(x, t, s)``, s <= t: exact for an exact flow map, 1 evaluation.
+
+    Raises:
+        UserError: if the field is a network without end time.
+    """
+    if lacks_end_time(field):
+        raise UserError(NO_END_TIME)
+    return x + (s - t).to(x) * field(x, interval(_batch(t, x), _batch(s, x)), y)
+
+
 def trajectory(
     field: Field,
     x: Tensor,
@@ -248,6 +269,7 @@ RULES: Choices[Callable[[Tensor], tuple[Step, Step]]] = {
     "anchored": lambda z: (anchored(z), anchored(z)),
     "anchored-heun": lambda z: (anchored(z, heun=True), anchored(z)),
     "edm-heun": lambda z: (edm(), edm(heun=False)),
+    "flow-map": lambda z: (flow_map, flow_map),
 }
 
 

@@ -157,9 +157,15 @@ def load_into(
     """Loads weights whose names, shapes and types must be exactly the module's; ``assign`` makes
     them its own instead of copying.
 
+    A module that extends another has a ``from_flow``, which gives the weights of the other its own
+    names and adds the new ones; a model file (``assign``) must hold them all.
+
     Raises:
         UserError: with the list of differences.
     """
+    adapt = getattr(module, "from_flow", None)
+    if adapt and not assign:
+        tensors = adapt(tensors)
     own = module.state_dict()
     want = {name: tuple(t.shape) for name, t in own.items()}
     check_fit(want, {name: tuple(t.shape) for name, t in tensors.items()}, where)
