@@ -17,7 +17,7 @@ from rfpp_core.config.section import (
     Sha256,
     SolverName,
 )
-from rfpp_core.sampling.solver_table import FLOW_MAP, properties_of, steps_for
+from rfpp_core.sampling.solver_table import properties_of, steps_for
 
 
 class Features(Section):
@@ -91,9 +91,6 @@ class Evaluate(Section):
         if not properties_of(self.solver).starts_at_1:
             raise ValueError(f"solver {self.solver} cannot start at t = 1; take another (the row "
                              f"of many_nfe of an imported teacher uses it anyway)")  # fmt: skip
-        if self.solver == FLOW_MAP:
-            raise ValueError(f"solver {FLOW_MAP} is of flow maps, whose rows are by it anyway; "
-                             f"take another for the other flows")  # fmt: skip
         for name, times in self.grids.items():
             known = re.fullmatch("[1-9][0-9]{0,8}", name)
             steps = steps_for(self.solver, int(name))[0] if known else 0

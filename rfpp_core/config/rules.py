@@ -48,6 +48,7 @@ def check(params: Params) -> None:
     _shuffling_has_pairs(params)
     _grids_of_pairs_start_with_their_teacher(params)
     _flow_maps_stay_flow_maps(params)
+    _flow_map_steps_are_of_flow_maps(params)
     _flow_maps_have_a_teacher(params)
 
 
@@ -289,7 +290,7 @@ def _grids_of_pairs_start_with_their_teacher(params: Params) -> None:
 
 
 def _flow_maps_stay_flow_maps(params: Params) -> None:
-    """Flow matching would leave the steps of a flow map untrained; a flow has none."""
+    """Flow matching would leave the steps of a flow map untrained."""
     for name, row in params.flows.items():
         recipe = params.recipe_of(name)
         on_map = row.start in params.flows and params.is_flow_map(row.start)
@@ -298,11 +299,21 @@ def _flow_maps_stay_flow_maps(params: Params) -> None:
                              f"recipes.{row.recipe} has objective: {recipe.objective}, which "
                              f"trains no end times; take objective: flow_map, or another "
                              f"start")  # fmt: skip
+
+
+def _flow_map_steps_are_of_flow_maps(params: Params) -> None:
     for name, pairs in params.pairs.items():
-        if pairs.solver == FLOW_MAP and not params.is_flow_map(pairs.teacher):
+        made = pairs.source != "import"
+        if made and pairs.solver == FLOW_MAP and not params.is_flow_map(pairs.teacher):
             raise ValueError(f"pairs.{name}.solver {FLOW_MAP} takes the steps of a flow map, and "
                              f"{pairs.teacher} is none; take heun or midpoint, or a teacher "
                              f"trained with objective: flow_map")  # fmt: skip
+    if params.evaluate.solver == FLOW_MAP:
+        for name in params.flows:
+            if not params.is_flow_map(name):
+                raise ValueError(f"evaluate.solver {FLOW_MAP} takes the steps of a flow map, and "
+                                 f"{name} is none; take another: the rows of flow maps are by "
+                                 f"{FLOW_MAP} anyway")  # fmt: skip
 
 
 def _flow_maps_have_a_teacher(params: Params) -> None:

@@ -64,7 +64,8 @@ def test_a_consistency_model_may_have_fixed_times():
      "flows.flow3 starts from the flow map map1, and recipes.reflow has objective: flow_matching"),
     ([("pairs.pairs2.solver", "flow-map")],
      "pairs.pairs2.solver flow-map takes the steps of a flow map, and flow1 is none"),
-    ([("evaluate.solver", "flow-map")], "solver flow-map is of flow maps, whose rows are by it"),
+    ([("evaluate.solver", "flow-map")],
+     "evaluate.solver flow-map takes the steps of a flow map, and flow1 is none; take"),
     ([("networks.unet.precond", "edm_map")], "precond: edm_map is of flow maps; write edm"),
 ])  # fmt: skip
 def test_flow_maps_and_flows_are_not_confused(changes, words):
