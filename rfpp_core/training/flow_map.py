@@ -21,6 +21,7 @@ precision of the training, without gradient, and only where r < t.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ def jvp(
     u: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, r: Tensor, v: Tensor
 ) -> Tensor:
     """du/dt by forward-mode differentiation along (v, 1), exact up to rounding."""
-    with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # others have no forward mode
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of what it imports for this
         along: Any = torch.func.jvp(
             lambda x, t: u(x, interval(t, r)), (x, t), (v, torch.ones_like(t))
         )

@@ -255,8 +255,11 @@ def test_the_derivative_goes_around_the_wrappers_of_several_processes_and_of_com
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         parallel = DistributedDataParallel(torch.compile(network(), backend="eager"))
+        calls = []
+        parallel.register_forward_pre_hook(lambda *given: calls.append(given))
         terms = loss(parallel, batch, 0, draws)
         torch.testing.assert_close(terms["map"], expected)
+        assert len(calls) == 1  # the regression's
         (terms["map"] + terms["velocity"]).mean().backward()
         assert all(p.grad is not None for p in parallel.parameters())
     finally:
