@@ -95,11 +95,11 @@ def _flow(config: Params, given: str | None) -> str:
 
 def _recipe(config: Params, flow: str, match: int | None) -> Recipe:
     """The flow's recipe with the coupling dansm, at its own M; refused as params would be."""
-    from rfpp_core.config import build
+    from rfpp_core.config import objective
 
     given = config.recipe_of(flow)
-    if match is None and given.coupling in build.MATCHINGS:
-        match = build.MATCHINGS[given.coupling](given).size
+    if match is None and given.coupling in objective.MATCHINGS:
+        match = objective.MATCHINGS[given.coupling](given).size
     changed = {**given.model_dump(), "coupling": "dansm", "match": match or 0, "mix": 0.0}
     try:
         return Recipe.model_validate(changed)
@@ -115,9 +115,9 @@ def measured(config: Params, flow: str, recipe: Recipe) -> dict[str, Any]:
     """
     import torch
 
-    from rfpp_core.config import build
+    from rfpp_core.config import objective
 
-    size = build.MATCHINGS["dansm"](recipe).size
+    size = objective.MATCHINGS["dansm"](recipe).size
     probe = size if size <= MOST_ASSIGNED else MOST_ASSIGNED // recipe.batch * recipe.batch
     if not probe:
         raise UserError(f"batch is {recipe.batch}, and rfpp coupling compares with the best "
@@ -199,7 +199,7 @@ def _step_ms(
     """Milliseconds of a plain training step: independent noise, and no perceptual term."""
     import numpy as np
 
-    from rfpp_core.config import build
+    from rfpp_core.config import build, objective
     from rfpp_core.training.couplings.independent import independent
     from rfpp_core.training.trainer import TrainState, train
 
@@ -213,7 +213,7 @@ def _step_ms(
     setup = build.train_config(plain, 0)
     state, times = TrainState(field, setup, device), []
     batches = source.batches(0, 0, device)
-    for _ in train(state, batches, build.loss(plain, independent), setup):
+    for _ in train(state, batches, objective.loss(plain, independent), setup):
         times.append(time.perf_counter())
     return 1e3 * float(np.median(np.diff(times)[WARM - 1 :]))
 

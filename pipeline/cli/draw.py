@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 GridOption = Annotated[
     str,
-    typer.Option(
-        help="uniform, karras, vp, vp_sd, times such as 1,0.8, or a file of `rfpp grid`"
-    ),
+    typer.Option(help="uniform, karras, vp, vp_sd, times such as 1,0.8, or a file of `rfpp grid`"),
 ]
 ROW, ROWS = 8, 16  # columns and most rows of a conditional flow's grid, without --n
 

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.report.looks import NEUTRAL, looks
 from pipeline.report.results import Results, Row, number
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation.distances import DISTANCES
 from rfpp_core.sampling.solver_table import SEARCHED
@@ -116,7 +116,7 @@ def training_times(folder: Path, config: Params) -> Figure | None:
         if section.distribution == "fixed":
             axes.axvline(section.t, color=look.colour, ls=look.dash, lw=2, label=label)
             continue
-        t = build.time_distribution(section)(u).numpy()
+        t = objective.time_distribution(section)(u).numpy()
         density, edges = np.histogram(t, bins=np.linspace(0, 1, 61), density=True)
         axes.plot(
             (edges[1:] + edges[:-1]) / 2, density, color=look.colour, ls=look.dash, label=label

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.work import ledger
 from rfpp_core import runtime
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.flow import IMAGES
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
@@ -129,16 +129,16 @@ class Loaded(NamedTuple):
 
 def reader_of(coupling: str) -> str:
     """Which reader a set needs."""
-    if coupling in build.PAIRED:
+    if coupling in objective.PAIRED:
         return "pairs"
-    return "matched" if coupling in build.MATCHINGS else "images"
+    return "matched" if coupling in objective.MATCHINGS else "images"
 
 
 def read_images(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
     """The training split of the real images."""
     found = image_store.read(part.path, "train", buffers)
     labels = torch.from_numpy(found.labels).long() if conditional else None
-    coupling = build.COUPLINGS[recipe.coupling](recipe)
+    coupling = objective.COUPLINGS[recipe.coupling](recipe)
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
@@ -149,7 +149,7 @@ def read_matched(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buff
     labels = torch.from_numpy(found.labels).long() if conditional else None
     images = loader.place(torch.from_numpy(found.images), runtime.device())
     source = Source(images, labels, recipe.batch, runtime.process_rank())
-    return Loaded(images, labels, Matched(source, build.MATCHINGS[recipe.coupling](recipe)))
+    return Loaded(images, labels, Matched(source, objective.MATCHINGS[recipe.coupling](recipe)))
 
 
 def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -158,7 +158,7 @@ def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffer
     found = store.read_all(buffers)
     labels = torch.from_numpy(found.labels).long() if conditional else None
     noise = None if found.noise is None else torch.from_numpy(found.noise)
-    coupling = build.PAIRED[store.spec.noise_kind](store.spec.seed, noise)
+    coupling = objective.PAIRED[store.spec.noise_kind](store.spec.seed, noise)
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
@@ -167,7 +167,7 @@ def varied(coupling: Coupling, paired: bool, recipe: Recipe) -> Coupling:
     if recipe.flip:
         coupling = flipped(coupling)
     if paired and recipe.anneal.schedule != "none":
-        coupling = build.annealing(recipe.anneal, coupling)
+        coupling = objective.annealing(recipe.anneal, coupling)
     return coupling
 
 

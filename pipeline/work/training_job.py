@@ -124,7 +124,7 @@ def code_of(
     if recipe.flip:
         roots.append(identity.Name("rfpp_core.training.couplings.flipped", "flipped"))
     if recipe.anneal.schedule != "none":
-        roots.append(identity.Name("rfpp_core.config.build", "annealing"))
+        roots.append(identity.Name("rfpp_core.config.objective", "annealing"))
         chosen.add(recipe.anneal.schedule)
     return identity.digests(roots, chosen)
 

@@ -20,7 +20,7 @@ from pipeline.work.training_data import Loaded
 from pipeline.work.training_job import Job
 from pipeline.workers import launch
 from rfpp_core import runtime
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError
@@ -133,7 +133,7 @@ def prepare(job: Job, loaded: Loaded, device: torch.device, rank: runtime.Rank) 
 
     if frozen is not None:
         frozen.to(device)
-    loss = build.loss(recipe, loaded.coupling, perceptual, frozen)
+    loss = objective.loss(recipe, loaded.coupling, perceptual, frozen)
     return Prepared(TrainState(field, config, device), batches, loss, config)
 
 

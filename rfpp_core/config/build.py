@@ -1,48 +1,37 @@
-"""Builds objects from params: network, field, times, loss, coupling.
+"""Builds objects from params: networks, fields, flows, and the trainer's config.
 
-Alternatives are in tables keyed by the value of their param and annotated ``Choices``: the
-identity of a training covers the entries that it uses, and no others
-(``pipeline.work.identity``).  A new method is a row here (CONTRIBUTING.md).
+Alternatives are in tables keyed by the value of their param and annotated ``Choices``: an
+identity covers the entries that it uses, and no others (``pipeline.work.identity``).  The parts
+of a training are in ``objective``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from rfpp_core.choices import Choices
 from rfpp_core.config.network import WITH_END_TIME, Architecture, Network
 from rfpp_core.config.params import Params, explained
-from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Anneal, Loss, Recipe, Times
+from rfpp_core.config.recipe import NOT_IN_WEIGHTS, Recipe
 from rfpp_core.config.section import described
 from rfpp_core.errors import UserError, quoted
-from rfpp_core.model import prediction, vp
+from rfpp_core.model import prediction
 from rfpp_core.model.flow_map import EDMFlowMap, PlainFlowMap
 from rfpp_core.model.nets.dhariwal_unet import DhariwalUNet
 from rfpp_core.model.nets.edm_unet import UNetShape
 from rfpp_core.model.nets.small_unet import SmallUNet
 from rfpp_core.model.nets.song_unet import SongUNet
-from rfpp_core.model.path import Field
 from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
-from rfpp_core.rng import StepRNG, subkey
+from rfpp_core.rng import subkey
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.flow_map import as_map
 from rfpp_core.storage import checkpoint, files
-from rfpp_core.training import flow_map, losses, phased, spaces, times
-from rfpp_core.training.couplings import Coupling, annealed
-from rfpp_core.training.couplings.dansm import dansm
-from rfpp_core.training.couplings.independent import independent
-from rfpp_core.training.couplings.matched import Matching
-from rfpp_core.training.couplings.ot import ot
-from rfpp_core.training.couplings.paired import seeded, stored
-from rfpp_core.training.guided import flow_guided
-from rfpp_core.training.segments import straightening
 from rfpp_core.training.train_config import TrainConfig
 
 
@@ -200,181 +189,6 @@ def train_config(recipe: Recipe, seed: int) -> TrainConfig:
     """The trainer's config of a recipe and the seed of a training."""
     shared = TrainConfig.__dataclass_fields__.keys() & Recipe.model_fields.keys()
     return TrainConfig(seed=seed, **{name: getattr(recipe, name) for name in shared})
-
-
-InverseCDF: TypeAlias = Callable[[Tensor], Tensor]
-
-TIMES: Choices[Callable[[Times], InverseCDF]] = {
-    "u_shape": lambda p: partial(times.u_shape, a=p.a),
-    "uniform": lambda p: times.uniform,
-    "logit_normal": lambda p: partial(times.logit_normal, mean=p.mean, std=p.std),
-    "fixed": lambda p: partial(times.fixed, t=p.t),
-    "grid": lambda p: partial(times.grid, k=p.k),
-    "vp": lambda p: partial(vp.t_of_tau, schedule=vp.SCHEDULES["vp"]),
-    "vp_sd": lambda p: partial(vp.t_of_tau, schedule=vp.SCHEDULES["vp_sd"]),
-}
-
-DISTANCES: Choices[Callable[[Loss], losses.Distance]] = {
-    "l2": lambda p: losses.l2,
-    "l2_root": lambda p: losses.l2_root,
-    "pseudo_huber": lambda p: partial(losses.pseudo_huber, c=p.c),
-}
-
-WEIGHTINGS: Choices[Callable[[Tensor], Tensor]] = {
-    "constant": losses.constant,
-    "over_t": losses.over_t,
-}
-
-COUPLINGS: Choices[Callable[[Recipe], Coupling]] = {  # of real images
-    "independent": lambda p: independent,
-}
-
-MATCHINGS: Choices[Callable[[Recipe], Matching]] = {  # of real images, over several batches
-    "dansm": lambda p: Matching(dansm, p.match or 8 * p.batch),
-    "ot": lambda p: Matching(ot, p.match or p.batch),
-}
-
-PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by their noise
-    "seeded": lambda seed, noise: seeded(seed),
-    "stored": lambda seed, noise: stored(_there(noise)),
-}
-
-
-SCHEDULES: Choices[Callable[[Anneal], annealed.Schedule]] = {  # of annealed noise
-    "linear": lambda p: partial(annealed.linear, steps=p.steps),
-    "cos": lambda p: partial(annealed.cosine, steps=p.steps),
-    "exp": lambda p: partial(annealed.exponential, steps=p.steps),
-    "fixed": lambda p: lambda step: p.beta,
-}
-
-
-def annealing(params: Anneal, coupling: Coupling) -> Coupling:
-    """Pairs whose noise is annealed."""
-    return annealed.annealed(coupling, SCHEDULES[params.schedule](params))
-
-
-def time_distribution(params: Times) -> InverseCDF:
-    """Maps uniform draws (B,) in (0, 1) to training times.
-
-    Times of a continuous distribution keep off 0 and 1; those of ``at_one`` are 1 exactly.
-    """
-    inverse = TIMES[params.distribution](params)
-    whole = inverse if params.distribution == "fixed" else lambda u: times.inside(inverse(u))
-    return partial(times.with_atom, inverse=whole, p=params.at_one) if params.at_one else whole
-
-
-def training_times(params: Times) -> Callable[[StepRNG], Tensor]:
-    """Draws the times (B,) of a training step."""
-    distribution = time_distribution(params)
-    if params.antithetic:
-        return lambda draws: distribution(draws.antithetic("t"))
-    return lambda draws: distribution(draws.uniform("t"))
-
-
-def distance(params: Loss) -> losses.Distance:
-    """Per-sample distance (B,) of a velocity to its target."""
-    return DISTANCES[params.name](params)
-
-
-class Parts(NamedTuple):
-    """What an objective is made of."""
-
-    recipe: Recipe
-    coupling: Coupling  # gives (x, z, y)
-    perceptual: losses.Distance | None  # of images, if the recipe names one
-    frozen: Field | None  # the weights that the flow starts from, if the objective uses them
-
-
-def loss(
-    recipe: Recipe,
-    coupling: Coupling,
-    perceptual: losses.Distance | None = None,
-    frozen: Field | None = None,
-) -> losses.LossFunction:
-    """The objective of a recipe, on a coupling; see :class:`Parts` for the arguments."""
-    return OBJECTIVES[recipe.objective](Parts(recipe, coupling, perceptual, frozen))
-
-
-def _flow_matching(parts: Parts) -> losses.LossFunction:
-    recipe, seen = parts.recipe, None
-    params = recipe.loss
-    if parts.perceptual is not None:
-        weight = WEIGHTINGS[params.weighting]
-        seen = losses.PerceptualTerm(params.perceptual, parts.perceptual, weight)
-    term = losses.Term(params.name, distance(params))
-    return losses.flow_matching(
-        parts.coupling, training_times(recipe.times), term, recipe.label_dropout, seen
-    )
-
-
-def _segments(parts: Parts) -> losses.LossFunction:
-    recipe = parts.recipe
-    assert parts.frozen is not None  # the objective is in FROZEN_START
-    term = losses.Term(recipe.loss.name, distance(recipe.loss))
-    grid = recipe.segments
-    return straightening(parts.coupling, parts.frozen, grid.whole, grid.parts, term)
-
-
-def _flow_guided(parts: Parts) -> losses.LossFunction:
-    recipe, steps = parts.recipe, parts.recipe.two_step
-    assert parts.frozen is not None
-    compared = distance(recipe.loss) if parts.perceptual is None else parts.perceptual
-    between = (steps.low, steps.high)
-    return flow_guided(
-        parts.coupling, compared, parts.frozen, between, steps.own, recipe.label_dropout
-    )
-
-
-def _diffusion(parts: Parts) -> losses.LossFunction:
-    recipe, params = parts.recipe, parts.recipe.loss
-    term = losses.Term(params.name, distance(params))
-    drawn, scale = training_times(recipe.times), spaces.SCALES[params.space]
-    return spaces.diffusion(parts.coupling, drawn, term, scale, recipe.label_dropout)
-
-
-def _phased(parts: Parts) -> losses.LossFunction:
-    recipe = parts.recipe
-    assert parts.frozen is not None
-    return phased.phased(
-        parts.coupling,
-        TIMES[recipe.times.distribution](recipe.times),
-        losses.Term(recipe.loss.name, distance(recipe.loss)),
-        parts.frozen,
-        recipe.phased.phases,
-        recipe.phased.substeps,
-        recipe.label_dropout,
-    )
-
-
-def _flow_map(parts: Parts) -> losses.LossFunction:
-    recipe, params = parts.recipe, parts.recipe.flow_map
-    other = time_distribution(recipe.times)
-    intervals = flow_map.intervals(
-        training_times(recipe.times),
-        lambda draws: other(draws.uniform("end time")),
-        flow_map.ENDS[params.end],
-        params.same,
-    )
-    derivative = flow_map.DERIVATIVES[params.derivative](params.step)
-    weight = flow_map.Weight(params.p, params.c)
-    return flow_map.flow_map(
-        parts.coupling, intervals, derivative, weight, recipe.label_dropout, parts.frozen
-    )
-
-
-OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
-    "flow_matching": _flow_matching,
-    "segments": _segments,
-    "flow_guided": _flow_guided,
-    "diffusion": _diffusion,
-    "phased": _phased,
-    "flow_map": _flow_map,
-}
-
-
-def _there(noise: Tensor | None) -> Tensor:
-    assert noise is not None
-    return noise
 
 
 def provenance_params(params: Params, recipe: Recipe) -> dict[str, Any]:

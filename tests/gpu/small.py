@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.network import Network
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images import loader
@@ -44,7 +44,9 @@ def reports_of(state, recipe, coupling=independent, data=None):
     source = loader.batches(
         loader.place(data, state.device), None, recipe.batch, 1, state.device, state.step
     )
-    yield from train(state, source, build.loss(recipe, coupling), build.train_config(recipe, 5))
+    yield from train(
+        state, source, objective.loss(recipe, coupling), build.train_config(recipe, 5)
+    )
 
 
 def go(state, recipe, until=None, **kwargs):

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from rfpp_core import runtime
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.images import loader
 from rfpp_core.storage import checkpoint
 from rfpp_core.training import distributed
@@ -39,7 +39,7 @@ def main(kind, out):
         state = start("ncsnpp", recipe, device)
         config = build.train_config(recipe, 5)
         source = loader.batches(images(), None, recipe.batch, 1, device, 0, rank)
-        list(train(state, source, build.loss(recipe, independent), config))
+        list(train(state, source, objective.loss(recipe, independent), config))
         if rank.first:
             checkpoint.save(Path(out), state.net.state_dict(), {})
 

@@ -2,7 +2,7 @@
 
 A coupling turns a batch of images into ``(x (B, *), z (B, *), y (B,) or None)``.  It may import
 ``images``, ``model`` and ``rng``.  A new one is a module here and a row in
-``config.build.COUPLINGS`` (CONTRIBUTING.md has an example).
+``config.objective.COUPLINGS`` (CONTRIBUTING.md has an example).
 """
 
 from __future__ import annotations

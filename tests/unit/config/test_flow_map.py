@@ -84,7 +84,7 @@ def test_a_flow_map_makes_pairs_by_its_own_steps():
 def test_a_teacher_has_weights():
     params.parse(with_map(recipe=teaching()))
     line = refused(with_map(recipe=teaching(), start="unet"))
-    assert "flows.map1 learns from the velocity of its start, but networks.unet has random" in line
+    assert "flows.map1 learns from the weights it starts from" in line
     params.parse(with_map(start="unet"))  # MeanFlow, from the beginning
 
 

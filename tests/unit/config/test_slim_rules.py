@@ -50,7 +50,7 @@ def test_distillation_is_of_pairs():
 
 def test_the_flow_that_guides_is_trained():
     said = refused(rows(GUIDED, start="unet"))
-    assert "flows.slim is guided by what it starts from, and unet has random weights" in said
+    assert "(recipes.slim.objective: flow_guided), and those of unet are random" in said
     imported = changed(("recipes.keep", {"steps": 0}), ("recipes.slim", GUIDED), (
         "networks.edm", {"arch": "ncsnpp", "checkpoint": "x.pkl", "sha256": "0" * 64}),
         ("flows.slim", flow(recipe="slim", start="edm")))  # fmt: skip

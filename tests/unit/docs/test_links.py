@@ -74,4 +74,4 @@ def test_links_that_leave_the_site_become_text_and_pages_of_the_root_are_on_it(
 def test_files_of_the_example_are_titles_of_blocks():
     text = hooks.included("CONTRIBUTING.md")
     assert '```python title="rfpp_core/training/couplings/antithetic.py"' in text
-    assert '```diff title="rfpp_core/config/build.py"' in text
+    assert '```diff title="rfpp_core/config/objective.py"' in text

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Anneal, Recipe
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG
@@ -22,7 +22,7 @@ BATCH = Batch(torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(0)
 
 
 def beta(schedule: str, steps: int = 300_000):
-    return build.SCHEDULES[schedule](Anneal(schedule=schedule, steps=steps))
+    return objective.SCHEDULES[schedule](Anneal(schedule=schedule, steps=steps))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cos"])
@@ -47,7 +47,7 @@ def test_the_other_schedules():
         [1, math.exp(-1), math.exp(-3)]
     )
     assert beta("cos", 300)(100) == pytest.approx(0.75)  # (1 + cos(60 degrees)) / 2
-    assert build.SCHEDULES["fixed"](Anneal(schedule="fixed", beta=0.3))(12345) == 0.3
+    assert objective.SCHEDULES["fixed"](Anneal(schedule="fixed", beta=0.3))(12345) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_other_schedules():
 def test_annealed_noise_is_standard_normal_and_correlated_with_that_of_the_pair(
     share, correlation
 ):
-    pair = build.annealing(Anneal(schedule="fixed", beta=share), PAIRS)
+    pair = objective.annealing(Anneal(schedule="fixed", beta=share), PAIRS)
     draws = StepRNG(0, 3, N)
     x, z, y = pair(BATCH, draws)
     assert torch.equal(x, BATCH.x)
@@ -72,11 +72,11 @@ def losses_of(coupling, step: int) -> torch.Tensor:
         return torch.sin(3 * x) + t[:, None, None, None]
 
     recipe = Recipe.model_validate({"loss": {"name": "l2"}})
-    return build.loss(recipe, coupling)(net, BATCH, step, StepRNG(0, step, N))["l2"]
+    return objective.loss(recipe, coupling)(net, BATCH, step, StepRNG(0, step, N))["l2"]
 
 
 def test_the_loss_goes_from_that_of_independent_noise_to_that_of_the_pairs():
-    pair = build.annealing(Anneal(schedule="linear", steps=100), PAIRS)
+    pair = objective.annealing(Anneal(schedule="linear", steps=100), PAIRS)
     assert torch.equal(losses_of(pair, 0), losses_of(independent, 0))
     assert torch.equal(losses_of(pair, 100), losses_of(PAIRS, 100))
     for other in (independent, PAIRS):
@@ -86,7 +86,7 @@ def test_the_loss_goes_from_that_of_independent_noise_to_that_of_the_pairs():
 def test_each_set_of_a_mix_keeps_noise_of_variance_one():
     """The fresh noise of annealed pairs and that of real images are the same numbers."""
     noise = torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    pair = build.annealing(Anneal(schedule="fixed", beta=0.7), stored(noise))
+    pair = objective.annealing(Anneal(schedule="fixed", beta=0.7), stored(noise))
     images = torch.zeros(N, 1, 8, 8, dtype=torch.uint8)
     both = mixed(pair, images, BATCH.y, 0.5, independent)
     x, z, _ = both(BATCH, StepRNG(0, 3, N))

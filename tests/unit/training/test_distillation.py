@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.recipe import Recipe, Times
 from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import interpolate, like, x_hat, z_hat
@@ -26,7 +26,7 @@ AT = torch.arange(N)
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 10, 100, 1000])
 def test_grid_times_are_those_of_k_euler_steps_each_as_often(k):
-    t = build.time_distribution(Times(distribution="grid", k=k))(U).float()
+    t = objective.time_distribution(Times(distribution="grid", k=k))(U).float()
     found, counts = t.unique(return_counts=True)
     steps = grids.uniform(k)[:-1].flip(0)  # without 0, where no step begins
     assert torch.equal(found, (torch.arange(1, k + 1, dtype=torch.float64) / k).float())
@@ -36,14 +36,16 @@ def test_grid_times_are_those_of_k_euler_steps_each_as_often(k):
 
 def test_one_of_the_times_of_a_grid_is_one_exactly():
     for k in (1, 3, 49):
-        assert float(build.time_distribution(Times(distribution="grid", k=k))(U).float()[-1]) == 1
+        assert (
+            float(objective.time_distribution(Times(distribution="grid", k=k))(U).float()[-1]) == 1
+        )
     ends = torch.tensor([2.0**-33, 1 - 2.0**-33], dtype=torch.float64)  # of a uniform draw
-    found = build.time_distribution(Times(distribution="grid", k=4))(ends).float()
+    found = objective.time_distribution(Times(distribution="grid", k=4))(ends).float()
     assert found.tolist() == [0.25, 1.0]
 
 
 def test_a_grid_takes_a_share_of_times_at_one():
-    t = build.time_distribution(Times(distribution="grid", k=4, at_one=0.5))(U).float()
+    t = objective.time_distribution(Times(distribution="grid", k=4, at_one=0.5))(U).float()
     assert float((t == 1).double().mean()) == pytest.approx(0.5 + 0.5 / 4, abs=1e-4)
 
 
@@ -76,7 +78,7 @@ def fitted(net: nn.Module, x: torch.Tensor, times: dict, steps: int = 150) -> nn
     config = build.train_config(recipe, 0)
     state = TrainState(net, config, torch.device("cpu"))
     batches = iter(lambda: Batch(x, AT, None), None)
-    for _ in train(state, batches, build.loss(recipe, PAIRS), config):
+    for _ in train(state, batches, objective.loss(recipe, PAIRS), config):
         pass
     return state.average
 
@@ -120,7 +122,7 @@ def test_at_zero_the_network_sees_the_image_and_its_error_is_that_of_the_noise()
     recipe = Recipe.model_validate(
         {"times": {"distribution": "fixed", "t": 0}, "loss": {"name": "l2"}}
     )
-    found = build.loss(recipe, PAIRS)(net, Batch(x, AT, None), 0, StepRNG(0, 0, N))["l2"]
+    found = objective.loss(recipe, PAIRS)(net, Batch(x, AT, None), 0, StepRNG(0, 0, N))["l2"]
     assert torch.equal(seen[0][0], x)
     assert not seen[0][1].any()
     estimate = z_hat(x, torch.sin(x), torch.zeros(N))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG
@@ -57,7 +57,7 @@ def losses_of(coupling, kernel: torch.Tensor) -> torch.Tensor:
         return torch.tanh(F.conv2d(x, kernel, padding=1)) * t[:, None, None, None]
 
     recipe = Recipe.model_validate({"loss": {"name": "l2"}})
-    return build.loss(recipe, coupling)(net, BATCH, 3, StepRNG(0, 3, N))["l2"]
+    return objective.loss(recipe, coupling)(net, BATCH, 3, StepRNG(0, 3, N))["l2"]
 
 
 def test_the_loss_of_a_flip_equivariant_network_stays_unless_one_side_is_mirrored():

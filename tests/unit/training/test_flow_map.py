@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.network import Network
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images import loader
@@ -65,7 +65,7 @@ def network(arch="small_unet", precond="velocity_map", classes=0):
 def test_the_exact_flow_map_has_no_loss_under_the_exact_velocity(end, derivative, most):
     """And another map has one: the identity singles it out."""
     params = recipe(end=end, derivative=derivative, velocity="teacher", same=0.25, p=0.0)
-    loss = build.loss(params, independent, frozen=gaussian.v)
+    loss = objective.loss(params, independent, frozen=gaussian.v)
     terms = loss(gaussian.u, points(), 0, StepRNG(0, 0, N))
     assert float(sum(terms.values()).max()) < most
     straight = loss(lambda x, t, y: gaussian.v(x, time_and_gap(t)[0]), points(), 0,
@@ -131,7 +131,7 @@ def test_forward_mode_of_the_small_network_too(precond):
 
 def test_with_r_equal_to_t_it_is_flow_matching():
     """To the last bit, with the recipe's own times."""
-    times = build.training_times(recipe(times={"distribution": "u_shape"}).times)
+    times = objective.training_times(recipe(times={"distribution": "u_shape"}).times)
     net, batch, draws = network(classes=3), image_batch(labels=True), StepRNG(0, 0, 6)
     intervals = flow_map.intervals(times, times, flow_map.drawn, same=1.0)
     weight = flow_map.Weight(p=0.0, c=1.0)
@@ -148,14 +148,14 @@ def test_with_r_equal_to_t_it_is_flow_matching():
 def test_the_target_is_held_fixed_and_the_weight_is_that_of_the_error():
     net, batch, draws = network(), image_batch(), StepRNG(0, 0, 6)
     params = recipe(same=0.0, p=0.5, c=0.1)
-    terms = build.loss(params, seeded(7))(net, batch, 0, draws)
+    terms = objective.loss(params, seeded(7))(net, batch, 0, draws)
     torch.stack([term.mean() for term in terms.values()]).sum().backward()
     found = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
 
     x, z, _ = seeded(7)(batch, draws)
     first, other = draws.uniform("t"), draws.uniform("end time")
-    inside = build.time_distribution(params.times)
+    inside = objective.time_distribution(params.times)
     t = torch.maximum(inside(first), inside(other)).float()
     r = torch.minimum(inside(first), inside(other)).float()
     x_t, v = interpolate(x, z, t), velocity(x, z)
@@ -177,7 +177,7 @@ def test_the_velocity_is_the_chord_of_a_pair_or_the_teachers():
         return x + 1
 
     x, z, _ = seeded(7)(batch, draws)
-    times = build.training_times(recipe().times)
+    times = objective.training_times(recipe().times)
     t = times(draws)
     x_t = interpolate(x, z, t)
     held = flow_map.intervals(times, times, flow_map.drawn, same=1.0)
@@ -193,7 +193,7 @@ def test_the_velocity_is_the_chord_of_a_pair_or_the_teachers():
 
 def test_end_times():
     draws = StepRNG(0, 0, 20_000)
-    times = build.training_times(recipe().times)
+    times = objective.training_times(recipe().times)
 
     def other(draws):
         return draws.uniform("end time")
@@ -233,7 +233,7 @@ def test_half_precision_keeps_every_gradient(derivative):
     """Autocast would keep weights that it converted without gradient; and the derivative is that
     of float32, so the loss hardly changes."""
     batch, draws, found = image_batch(), StepRNG(0, 0, 6), []
-    loss = build.loss(recipe(same=0.3, derivative=derivative, p=0.0), independent)
+    loss = objective.loss(recipe(same=0.3, derivative=derivative, p=0.0), independent)
     for enabled in (False, True):
         net = network("ddpmpp", "edm_map")
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -248,7 +248,7 @@ def test_half_precision_keeps_every_gradient(derivative):
 
 def test_the_derivative_goes_around_the_wrappers_of_several_processes_and_of_compilation(tmp_path):
     batch, draws = image_batch(), StepRNG(0, 0, 6)
-    loss = build.loss(recipe(same=0.3), independent)
+    loss = objective.loss(recipe(same=0.3), independent)
     expected = loss(network(), batch, 0, draws)["map"]
     compiled = torch.compile(network(), backend="eager")
     torch.testing.assert_close(loss(compiled, batch, 0, draws)["map"], expected)
@@ -301,7 +301,7 @@ def test_training_leads_from_a_flow_to_its_map(options, most):
     torch.set_num_threads(1)
     net, steps, n = Learner(), 200, 128
     params = recipe(p=0.0, same=0.25, **options)
-    loss = build.loss(params, independent, frozen=gaussian.v if params.from_teacher else None)
+    loss = objective.loss(params, independent, frozen=gaussian.v if params.from_teacher else None)
     optimizer = torch.optim.Adam(net.parameters())
     data, start = torch.Generator().manual_seed(6), one_step_error(net)
     assert start == pytest.approx(gaussian.S**2, rel=0.05)
@@ -324,7 +324,7 @@ def test_the_trainer_trains_one_and_resumes_it_bit_for_bit(tmp_path):
                            generator=torch.Generator().manual_seed(0))  # fmt: skip
     flow = randomised(build.field(tiny_arch()))
     config = build.train_config(params, 5)
-    loss = build.loss(params, independent, frozen=flow.requires_grad_(False))
+    loss = objective.loss(params, independent, frozen=flow.requires_grad_(False))
 
     def begin():
         net = build.field(build.trained_architecture(params, tiny_arch()))

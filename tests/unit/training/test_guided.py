@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import like
@@ -36,7 +36,7 @@ def batch(x: torch.Tensor | None = None, y: torch.Tensor | None = None) -> Batch
 
 
 def terms(net, teacher, part: Batch, step: int = 3, **changes) -> dict[str, torch.Tensor]:
-    loss = build.loss(recipe(**changes), PAIRS, frozen=teacher)
+    loss = objective.loss(recipe(**changes), PAIRS, frozen=teacher)
     return loss(net, part, step, StepRNG(0, step, N))
 
 
@@ -171,9 +171,9 @@ def test_with_a_perceptual_term_both_are_distances_of_images():
 
     part, draws = batch(), StepRNG(0, 3, N)
     changed = recipe(loss={"name": "l2", "perceptual": "lpips"})
-    found = build.loss(changed, PAIRS, perceptual, curved(1.0))(curved(2.0), part, 3, draws)
+    found = objective.loss(changed, PAIRS, perceptual, curved(1.0))(curved(2.0), part, 3, draws)
     matching = changed.model_copy(update={"objective": "flow_matching"})
-    plain = build.loss(matching, PAIRS, perceptual)(curved(2.0), part, 3, draws)
+    plain = objective.loss(matching, PAIRS, perceptual)(curved(2.0), part, 3, draws)
     torch.testing.assert_close(found["distil"], plain["lpips"])
     assert not plain["l2"].any()
 
@@ -182,7 +182,7 @@ def test_without_the_second_term_it_is_regression_at_time_one():
     part, draws = batch(), StepRNG(0, 3, N)
     for name in ("l2", "l2_root", "pseudo_huber"):
         control = Recipe.model_validate({"times": AT_1, "loss": {"name": name}})
-        plain = build.loss(control, PAIRS)(curved(2.0), part, 3, draws)[name]
+        plain = objective.loss(control, PAIRS)(curved(2.0), part, 3, draws)[name]
         found = terms(curved(2.0), straight, part, loss={"name": name})["distil"]
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
 
@@ -236,7 +236,7 @@ def test_with_few_pairs_guidance_by_the_flow_beats_distillation_of_the_same_budg
     """The flow is exactly straight; noise that no pair has is what the second term adds."""
     control = Recipe.model_validate({"times": AT_1, "loss": {"name": "l2"}})
     updates = 90
-    guided = trained(build.loss(recipe(), PAIRS, frozen=straight), seed, updates)
+    guided = trained(objective.loss(recipe(), PAIRS, frozen=straight), seed, updates)
     updates = updates * recipe().forwards // control.forwards
-    plain = trained(build.loss(control, PAIRS), seed, updates)
+    plain = trained(objective.loss(control, PAIRS), seed, updates)
     assert guided < 0.7 * plain

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Loss, Recipe, Times
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG
@@ -39,7 +39,7 @@ def test_pseudo_huber_has_finite_gradients_at_no_error():
 def test_the_root_of_l2_has_finite_gradients_at_no_error():
     a = normals(4, 3, 5, 5)
     b = torch.zeros_like(a).requires_grad_()
-    found = build.distance(Loss(name="l2_root"))(b, a)
+    found = objective.distance(Loss(name="l2_root"))(b, a)
     torch.testing.assert_close(found, a.flatten(1).norm(dim=1) / 75**0.5)
     losses.l2_root(b, torch.zeros_like(a)).sum().backward()
     assert torch.isfinite(b.grad).all()
@@ -55,7 +55,7 @@ def test_the_control_arm_sees_noise_at_time_1_alone():
 
     batch, draws = Batch(normals(8, 1, 8, 8), torch.arange(8), None), StepRNG(0, 0, 8)
     recipe = Recipe(times=Times(distribution="fixed"))
-    build.loss(recipe, seeded(7))(net, batch, 0, draws)
+    objective.loss(recipe, seeded(7))(net, batch, 0, draws)
     z = seeded(7)(batch, draws).z
     torch.testing.assert_close(seen[0][0], z)
     assert torch.equal(seen[0][1], torch.ones(8))
@@ -71,6 +71,6 @@ def test_labels_are_dropped_at_the_given_rate():
     images = torch.zeros(2000, 1, 2, 2)
     batch = Batch(images, torch.arange(2000), torch.ones(2000, dtype=torch.int64))
     recipe = Recipe(label_dropout=0.3)
-    build.loss(recipe, independent)(net, batch, 0, StepRNG(0, 0, 2000))
+    objective.loss(recipe, independent)(net, batch, 0, StepRNG(0, 0, 2000))
     assert float((seen[0] == -1).double().mean()) == pytest.approx(0.3, abs=0.04)
     assert set(seen[0].tolist()) == {-1, 1}

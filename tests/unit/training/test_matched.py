@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images import loader
 from rfpp_core.images.loader import Batch
@@ -229,7 +229,9 @@ def go(state, recipe, labels, until=8):
     """Trains to a step; the reports."""
     torch.set_num_threads(1)
     config = build.train_config(recipe, SEED)
-    loss = build.loss(recipe, Matched(source(labels), build.MATCHINGS[recipe.coupling](recipe)))
+    loss = objective.loss(
+        recipe, Matched(source(labels), objective.MATCHINGS[recipe.coupling](recipe))
+    )
     batches = Source(IMAGES, labels, BATCH).batches(SEED, state.step, CPU)
     return list(islice(train(state, batches, loss, config), until - state.step))
 
@@ -263,7 +265,9 @@ def test_accumulated_parts_are_the_whole_batch():
 
 def test_sizes_are_those_of_the_recipe_or_some_batches():
     for given, sizes in [({"batch": 16}, (128, 16)), ({"batch": 16, "match": 64}, (64, 64))]:
-        found = [build.MATCHINGS[name](Recipe(coupling=name, **given)) for name in ("dansm", "ot")]
+        found = [
+            objective.MATCHINGS[name](Recipe(coupling=name, **given)) for name in ("dansm", "ot")
+        ]
         assert found == [Matching(dansm, sizes[0]), Matching(ot, sizes[1])]
 
 
@@ -318,9 +322,11 @@ def test_the_loss_of_matched_noise_is_lower():
         config = build.train_config(recipe, SEED)
         state = TrainState(build.field(tiny_arch()), config, CPU)
         data = Source(images, None, 32)
-        coupling = build.COUPLINGS[name](recipe) if not match else Matched(
+        coupling = objective.COUPLINGS[name](recipe) if not match else Matched(
             data, Matching(dansm, match))  # fmt: skip
-        reports = train(state, data.batches(SEED, 0, CPU), build.loss(recipe, coupling), config)
+        reports = train(
+            state, data.batches(SEED, 0, CPU), objective.loss(recipe, coupling), config
+        )
         last[name] = list(reports)[-1].terms["l2"]
     assert last["dansm"] < last["independent"]
 

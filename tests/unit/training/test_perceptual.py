@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.work import perceptual_net
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Loss, Recipe, Times
 from rfpp_core.errors import UserError
 from rfpp_core.images.loader import Batch
@@ -121,7 +121,7 @@ def test_lpips_huber_is_the_paper_s_sum(over_t):
         loss=Loss(name="pseudo_huber", perceptual="lpips", weighting=weighting),
         times=Times(distribution="uniform"),
     )
-    loss = build.loss(recipe, lambda batch, draws: Coupled(batch.x, z, None), distance)
+    loss = objective.loss(recipe, lambda batch, draws: Coupled(batch.x, z, None), distance)
 
     class Given(StepRNG):
         def uniform(self, purpose):

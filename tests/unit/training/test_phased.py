@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Phased, Recipe, Times
 from rfpp_core.images.loader import Batch
 from rfpp_core.model import vp
@@ -97,7 +97,7 @@ def test_phases_of_a_vp_path_are_equal_in_its_own_time(name):
         return curved(x, t)
 
     recipe = Recipe(objective="phased", times=Times(distribution=name))
-    times = build.TIMES[name](recipe.times)
+    times = objective.TIMES[name](recipe.times)
     found = target_of(times, phases, 2, teacher)
     u = DRAWS.uniform("t")
     torch.testing.assert_close(vp.tau_of_t(found["t"], schedule), u, rtol=0, atol=1e-9)
@@ -116,7 +116,7 @@ def test_a_straight_teacher_is_learned_by_itself_and_a_curved_one_is_not():
     at_point = BATCH._replace(x=point.expand(N, 1, 4, 4))
     recipe = Recipe(objective="phased", times=Times(distribution="uniform"), loss={"name": "l2"})
     for teacher, batch, least, most in ((straight, at_point, 0, 1e-20), (curved, BATCH, 1e-4, 9)):
-        loss = build.loss(recipe, independent, frozen=teacher)
+        loss = objective.loss(recipe, independent, frozen=teacher)
         value = float(loss(teacher, batch, 5, DRAWS)["l2"].mean())
         assert least <= value < most
 

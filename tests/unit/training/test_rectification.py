@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.evaluation import flow_metrics
 from rfpp_core.images import loader
@@ -64,7 +64,7 @@ def made(field, z, nfe):
 
 def trained(field, images, coupling, recipe=RECIPE, frozen=None):
     config = build.train_config(recipe, 5)
-    loss = build.loss(recipe, coupling, None, frozen)
+    loss = objective.loss(recipe, coupling, None, frozen)
     state = TrainState(field, config, CPU)
     for _ in train(state, loader.batches(images, None, recipe.batch, 1, CPU, 0), loss, config):
         pass

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.work import training_job
 from rfpp_core import rng
-from rfpp_core.config import build, params
+from rfpp_core.config import build, objective, params
 from rfpp_core.config.network import Network
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images import loader
@@ -115,7 +115,7 @@ def test_training_brings_few_steps_nearer_to_the_fine_end():
     config = dataclasses.replace(build.train_config(recipe, 5), steps=60)
     state = TrainState(start, config, torch.device("cpu"))
     source = loader.batches(images, None, 16, 1, torch.device("cpu"), 0)
-    list(train(state, source, build.loss(recipe, independent, frozen=frozen), config))
+    list(train(state, source, objective.loss(recipe, independent, frozen=frozen), config))
 
     z = rng.normal(99, torch.arange(64), (1, 8, 8))
     coarse = grids.custom([1.0, 0.5])

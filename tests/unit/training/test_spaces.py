@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Loss, Recipe
 from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import interpolate, x_hat, z_hat
@@ -25,15 +25,15 @@ def recipe(space, objective="diffusion", name="l2"):
 
 
 def errors(made):
-    return build.loss(made, independent)(net, BATCH, 5, DRAWS)[made.loss.name]
+    return objective.loss(made, independent)(net, BATCH, 5, DRAWS)[made.loss.name]
 
 
 @pytest.mark.parametrize("name", ["l2", "l2_root", "pseudo_huber"])
 def test_the_loss_is_the_distance_of_what_is_predicted(name):
     x, z, _ = independent(BATCH, DRAWS)
-    t = build.training_times(recipe("v").times)(DRAWS).float()
+    t = objective.training_times(recipe("v").times)(DRAWS).float()
     x_t = interpolate(x, z, t)
-    v, distance = net(x_t, t), build.distance(Loss(name=name))
+    v, distance = net(x_t, t), objective.distance(Loss(name=name))
     expected = {"v": distance(v, z - x), "eps": distance(z_hat(x_t, v, t), z),
                 "x": distance(x_hat(x_t, v, t), x)}  # fmt: skip
     for space, value in expected.items():
@@ -42,7 +42,7 @@ def test_the_loss_is_the_distance_of_what_is_predicted(name):
 
 def test_squares_of_errors_have_the_ratios_of_the_conversions():
     """``(1 - t)^2`` for the noise and ``t^2`` for the image."""
-    t = build.training_times(recipe("v").times)(DRAWS).float()
+    t = objective.training_times(recipe("v").times)(DRAWS).float()
     of_v = errors(recipe("v", "flow_matching"))
     assert torch.equal(errors(recipe("v")), of_v)
     torch.testing.assert_close(errors(recipe("eps")), (1 - t) ** 2 * of_v)
@@ -57,8 +57,8 @@ def test_labels_are_dropped_as_in_flow_matching():
         return x
 
     batch = BATCH._replace(y=torch.ones(64, dtype=torch.int64))
-    for objective in ("flow_matching", "diffusion"):
-        made = recipe("v", objective).model_copy(update={"label_dropout": 0.5})
-        build.loss(made, independent)(labelled, batch, 5, DRAWS)
+    for name in ("flow_matching", "diffusion"):
+        made = recipe("v", name).model_copy(update={"label_dropout": 0.5})
+        objective.loss(made, independent)(labelled, batch, 5, DRAWS)
     assert torch.equal(*seen)
     assert set(seen[0].tolist()) == {-1, 1}

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from rfpp_core.config import build
+from rfpp_core.config import objective
 from rfpp_core.config.recipe import Recipe, Times
 from rfpp_core.rng import StepRNG
 from rfpp_core.training import times
@@ -53,9 +53,9 @@ def test_a_share_of_the_times_is_one_exactly_and_the_rest_keeps_its_distribution
 @pytest.mark.parametrize("distribution", ["u_shape", "uniform", "logit_normal", "fixed"])
 def test_every_distribution_takes_times_of_one(distribution):
     params = Times(distribution=distribution, t=0.5, at_one=0.25)
-    t = build.time_distribution(params)(U)
+    t = objective.time_distribution(params)(U)
     assert float((t == 1).double().mean()) == pytest.approx(0.25, abs=1e-5)
-    plain = build.time_distribution(Times(distribution=distribution, t=0.5))(U)
+    plain = objective.time_distribution(Times(distribution=distribution, t=0.5))(U)
     assert float(t[t < 1].mean()) == pytest.approx(float(plain.mean()), abs=1e-4)
     assert t.min() > 0
     assert t.isfinite().all()

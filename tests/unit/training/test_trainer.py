@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError
 from rfpp_core.images import loader
@@ -31,7 +31,7 @@ def run(steps=12, resume_from=None, recipe=RECIPE, tmp=None, images=IMAGES):
     """Trains to ``steps``; with ``resume_from`` it stops there, saves, and starts afresh."""
     torch.set_num_threads(1)
     config = dataclasses.replace(build.train_config(recipe, 5), steps=steps)
-    loss = build.loss(recipe, independent)
+    loss = objective.loss(recipe, independent)
     state = TrainState(build.field(tiny_arch(), recipe.dropout), config, CPU)
     reports = []
 
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     state = TrainState(build.field(tiny_arch()), config, CPU)
     source = loader.batches(IMAGES, None, 8, 1, CPU)
     with pytest.raises(NonFiniteLoss, match="steps 0 and 5"):
-        list(train(state, source, build.loss(RECIPE, independent), config))
+        list(train(state, source, objective.loss(RECIPE, independent), config))
 
 
 def test_clipping_limits_the_update():

@@ -68,19 +68,20 @@ CHANGES = {
         {"u_shape"},
     ),
     "the builder of a time distribution": (
-        "rfpp_core.config.build", '"uniform": lambda p: times.uniform',
+        "rfpp_core.config.objective", '"uniform": lambda p: times.uniform',
         '"uniform": lambda p: None',
         {"uniform"},
     ),
     "the builder of every time distribution": (
-        "rfpp_core.config.build", "times.inside(inverse(u))", "inverse(u)", set(LABELS),
+        "rfpp_core.config.objective", "times.inside(inverse(u))", "inverse(u)", set(LABELS),
     ),
     "a coupling": (
         "rfpp_core.training.couplings.paired", "z = normal(seed, batch", "z = -normal(seed, batch",
         {"seeded"},
     ),
     "the builder of a coupling": (
-        "rfpp_core.config.build", '"stored": lambda seed', '"stored": lambda _seed', {"stored"},
+        "rfpp_core.config.objective", '"stored": lambda seed', '"stored": lambda _seed',
+        {"stored"},
     ),
     "the coupling of real images": (
         "rfpp_core.training.couplings.independent", 'draws.normal("coupling"',
@@ -131,7 +132,7 @@ CHANGES = {
         "def uniform(u: int) -> int:  # why\n    \"\"\"One", set(),
     ),
     "a new entry of a table": (
-        "rfpp_core.config.build", '    "uniform": lambda p: times.uniform,',
+        "rfpp_core.config.objective", '    "uniform": lambda p: times.uniform,',
         '    "uniform": lambda p: times.uniform,\n    "new": lambda p: times.new,', set(),
     ),
     "a param with a default": (
@@ -184,8 +185,8 @@ def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
     names = {f"{at.module}.{at.name}" for at in identity.closure(roots, chosen)}
     assert names >= {
         f"rfpp_core.{name}" for name in (
-            "config.build.time_distribution", "config.build.field", "config.build.loss",
-            "config.build.training_times", "training.times.u_shape", "training.ema.update",
+            "config.objective.time_distribution", "config.build.field", "config.objective.loss",
+            "config.objective.training_times", "training.times.u_shape", "training.ema.update",
             "training.couplings.paired.seeded", "training.losses.pseudo_huber", "rng.philox",
             "model.nets.small_unet.SmallUNet", "model.nets.layers.Attention",
             "model.precond.PlainVelocity", "images.loader.batches", "runtime.exact",

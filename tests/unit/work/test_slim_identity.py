@@ -10,7 +10,7 @@ import torch
 
 from pipeline.work import identity, training_data, training_job
 from pipeline.work.training_data import DataSet, Loaded
-from rfpp_core.config import build
+from rfpp_core.config import build, objective
 from rfpp_core.config.network import Network
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.images.buffers import Buffers
@@ -37,7 +37,7 @@ EDITS = {
     ),
     "a schedule": (f"{COUPLINGS}.annealed", "return 1 - min(", "return 2 - min(", {"linear"}),
     "the builder of a schedule": (
-        "rfpp_core.config.build", "partial(annealed.cosine", "partial(annealed.linear", {"cos"}
+        "rfpp_core.config.objective", "partial(annealed.cosine", "partial(annealed.linear", {"cos"}
     ),
     "the two steps": ("rfpp_core.training.guided", "1 - t)", "1 + t)", {"guided"}),
     "the grid": ("rfpp_core.training.times", "torch.ceil(u * k)", "torch.floor(u * k)", {"grid"}),
@@ -92,7 +92,7 @@ def loaded(recipe: dict, coupling: str = "seeded", sets: int = 1, monkeypatch=No
     images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))  # fmt: skip
     reader = training_data.reader_of(coupling)
-    made = build.COUPLINGS[coupling](Recipe()) if reader == "images" else seeded(7)
+    made = objective.COUPLINGS[coupling](Recipe()) if reader == "images" else seeded(7)
     read = lambda *_: Loaded(images, None, made)  # noqa: E731
     monkeypatch.setitem(training_data.READERS, reader, read)
     part = DataSet(Path("x"), "d", 40, coupling, "reflow", {})
