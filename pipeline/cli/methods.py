@@ -41,6 +41,41 @@ METHODS = (
         "the published FIDs: the presets have not been run to the end with this code",
     ),
     Method(
+        "Rectified flow", "arXiv:2209.03003", "rectified_flow",
+        "reflow in any number of rounds, distillation into one and into k steps, the one-step "
+        "encoder, transport cost and straightness of every round",
+        "pairs and flows: a row a round; recipes: times fixed at 1 or 0, or of a grid",
+        ("unit/evaluation/test_rectified_flow.py", "unit/training/test_distillation.py"),
+        "the published FIDs; translation between two sets of images",
+    ),
+    Method(
+        "SlimFlow", "arXiv:2407.12718", "slimflow",
+        "annealing reflow into a smaller network, mirrored pairs, flow-guided distillation, and "
+        "parameters, multiply-accumulates and speed of every flow",
+        "networks: a smaller row; recipes: anneal, flip, objective: flow_guided, two_step",
+        ("unit/training/test_annealed.py", "unit/training/test_flipped.py",
+         "unit/training/test_guided.py", "unit/evaluation/test_network_size.py"),
+        "the published FIDs and ablations",
+    ),
+    Method(
+        "Rectified Diffusion", "arXiv:2410.07303", "rectified_diffusion",
+        "variance-preserving paths, predictions of noise, image or velocity, losses in each "
+        "space, rectifying by matched pairs with a shuffled control, the phased variant",
+        "networks: precond: plain, path, prediction; recipes: objective: diffusion or phased, "
+        "loss.space, shuffled",
+        ("unit/model/test_prediction.py", "unit/training/test_spaces.py",
+         "unit/training/test_phased.py", "unit/training/test_rectification.py"),
+        "numbers of Stable Diffusion, text, consistency distillation",
+    ),
+    Method(
+        "Flow maps: MeanFlow, consistency models", "arXiv:2505.13447", "flow_maps",
+        "networks with an end time, trained on images alone, on stored pairs, or on a teacher's "
+        "velocity (arXiv:2506.14603); derivative forward-mode or by differences",
+        "recipes: objective: flow_map, flow_map; solver: flow-map",
+        ("unit/model/test_flow_map.py", "unit/training/test_flow_map.py"),
+        "the published FIDs",
+    ),
+    Method(
         "DANSM, and minibatch OT", "OpenReview:RaR3ETzyKp", "dansm",
         "greedy matching of noise with images from pools that are used up, and the exact "
         "assignment of up to 1,024; pools by class and process, exact resume",

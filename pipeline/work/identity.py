@@ -25,7 +25,8 @@ PACKAGES = ("rfpp_core", "pipeline")
 NOT_FOLLOWED = {
     *(f"rfpp_core.{name}" for name in (
         *(f"config.{part}" for part in ("dataset", "evaluate", "flow", "network", "pairs",
-                                        "method_rules", "methods", "params", "recipe", "rules", "section", "yaml_file")),
+                                        "method_rules", "methods", "params", "recipe", "rules",
+                                        "section", "yaml_file")),
         "errors", "images.buffers", "images.sources", "images.store", "interop.foreign",
         "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "pairs.verify",
         "storage.checkpoint", "storage.downloads", "storage.files", "storage.zarr_arrays",

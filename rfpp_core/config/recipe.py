@@ -28,8 +28,8 @@ class Times(Section):
         "u_shape", "uniform", "logit_normal", "fixed", "grid", "vp", "vp_sd"
     ] = Field(
         default="u_shape",
-        description="of the training time t in [0, 1]; grid: that of `k` Euler steps; vp and vp_sd "
-        "are uniform in the time of the network's `path`",
+        description="of the training time t in [0, 1]; grid: those of `k` Euler steps; vp and "
+        "vp_sd are uniform in the time of the network's `path`",
     )  # fmt: skip
     a: Annotated[float, Field(gt=0, le=100)] = Field(
         default=4.0, description="steepness of u_shape"
