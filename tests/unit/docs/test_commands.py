@@ -32,7 +32,7 @@ WORDS = (*OURS, *PLAIN, *ELSEWHERE)
 REMOTE = re.compile(r"^(pip|dask|torchrun|prefect) |^git (clone|push|pull)|^dvc exp (push|pull)")
 MARK = re.compile(r"needs? .*(GPU|network|remote|machines)")
 ENVIRONMENT = {"PREFECT_API_URL", "PREFECT_HOME", "CUDA_VISIBLE_DEVICES", "FAULTS"}
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 def has_commands(block: Block) -> bool:
