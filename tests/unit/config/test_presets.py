@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from pipeline.cli import presets
-from rfpp_core.config import build, params, yaml_file
+from rfpp_core.config import build, objective, params, yaml_file
 from tests.helpers import ROOT
 from tests.unit.config.rows import preset
 
@@ -93,6 +93,16 @@ def test_config_g_is_f_and_then_real_images():
     assert (inverted["source"], inverted["nfe"], inverted["teacher"]) == ("images", 128, "flow1")
     assert (row["recipe"], row["data"], row["mix"], row["start"]) == (
         "finetune", "inverted", "pairs2", "flow2")  # fmt: skip
+
+
+def test_the_family_has_a_row_of_every_objective_and_coupling():
+    rows = preset("family")
+    recipes = [rows.recipe_of(name) for name in rows.flows]
+    assert {recipe.objective for recipe in recipes} == set(objective.OBJECTIVES)
+    assert {recipe.coupling for recipe in recipes} == {
+        *objective.COUPLINGS, *objective.MATCHINGS}  # fmt: skip
+    assert {rows.teacher_of(name) for name in ("control", "mostly_at_one", "slim_annealed")} == {
+        "flow1"}  # fmt: skip
 
 
 def test_the_ablation_is_digits_and_more_flows():
