@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import artifacts, console
-from pipeline.work import evaluation_job, grid_job, rows, workdir
+from pipeline.work import evaluation_job, grid_job, pictures, rows, workdir
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
 from pipeline.work.training_data import check_fit
@@ -66,7 +66,7 @@ def run(name: str) -> None:
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],
     })  # fmt: skip
-    evaluation_job.pictures(flow, name, config, more)
+    pictures.draw(flow, name, config, more)
     grid_job.publish(grids, name)
 
 

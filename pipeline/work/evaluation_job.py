@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, console
+from pipeline import console
 from pipeline.work import identity
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
@@ -42,13 +42,11 @@ from rfpp_core.sampling.solver_table import (
     properties_of,
     row_name,
 )
-from rfpp_core.sampling.solvers import trajectory
 
 KIND = "evaluate"  # of staged work
 ROUND_TRIP_NFE = 8
 ENDS = SamplerConfig("midpoint", 16)
 MOST = 1000  # held-out images that are sent to noise and back
-SHOWN = 64
 
 Row = dict[str, Any]  # of the table of a flow
 Plan = Sequence[tuple[SamplerConfig, int]]  # samplers, each with its number of sampling seeds
@@ -308,30 +306,6 @@ def speed(flow: Flow, n: int) -> float:
         flow.from_noise_key(0, n, SamplerConfig("euler", 1))
         seconds.append(time.perf_counter() - start)
     return n / float(np.median(seconds[1:]))
-
-
-def pictures(flow: Flow, name: str, config: Params, more: Plan = ()) -> None:
-    """Writes sample grids per NFE and trajectories as PNG, of the same noise for every flow.
-
-    Of a conditional flow, each row is of one class.
-    """
-    key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
-    shown = max(SHOWN, 8 * min(flow.classes, 16))
-    labels = torch.arange(shown) // 8 % flow.classes if flow.classes else None
-    planned = samplers(config.evaluate, flow, config.flows[name])
-    for sampler, _ in (*planned, *more):
-        if sampler.solver == ADAPTIVE:
-            continue
-        images = flow.from_noise_key(key, shown, sampler, labels)
-        file = f"{row_name(label_of(sampler), sampler.nfe)}.png"
-        console.save_grid(images, folder / file, 8)
-    z = rng.normal(key, torch.arange(8), flow.shape).to(flow.device)
-    y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
-    with torch.inference_mode():
-        grid = SamplerConfig("euler", 10).plan(flow.start)[0]
-        states = list(trajectory(flow.field, flow.start * z, grid, "euler", "full", y))
-    strip = torch.stack(states, dim=1).flatten(0, 1)
-    console.save_grid(strip, folder / "trajectory.png", len(states))
 
 
 def spent(flow: Flow, sampler: SamplerConfig) -> int:

@@ -173,10 +173,8 @@ def varied(coupling: Coupling, paired: bool, recipe: Recipe) -> Coupling:
 
 def read_shuffled(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
     """Pairs whose noise is that of another pair, by the seed of the store."""
-    loaded, seed = (
-        read_pairs(part, recipe, conditional, buffers),
-        PairStore.open(part.path).spec.seed,
-    )
+    loaded = read_pairs(part, recipe, conditional, buffers)
+    seed = PairStore.open(part.path).spec.seed
     return loaded._replace(coupling=shuffled(loaded.coupling, len(loaded.images), seed))
 
 
@@ -197,12 +195,9 @@ def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Bu
     found = []
     for i, part in enumerate(sets):
         here = replace(buffers, folder=buffers.folder / "mix") if i else buffers
-        read = READERS[reader_of(part.coupling)]
-        loaded = read(part, recipe, conditional, here)
+        loaded = reader(part.coupling, recipe)(part, recipe, conditional, here)
         coupling = varied(loaded.coupling, reader_of(part.coupling) == "pairs", recipe)
         found.append(loaded._replace(coupling=coupling))
-        read = reader(part.coupling, recipe)
-        found.append(read(part, recipe, conditional, here))
     if len(found) == 1:
         return found[0]
     first, second = found

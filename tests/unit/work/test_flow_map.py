@@ -56,7 +56,7 @@ def test_the_code_of_a_flow_map_is_what_it_uses():
 def test_other_trainings_and_measurements_use_none_of_it(tmp_path):
     assert not {name for name in code("velocity") | code("edm") if "flow_map" in name.lower()}
     flow = build.load_flow(save_tiny(tmp_path / "flow.safetensors"))
-    functions = ("drawn", "measures", "spent", "straightness", "inversion")
+    functions = ("drawn", "measures", "spent", "paths", "inversion")
     chosen = {"small_unet", "velocity", "euler", "heun", "uniform"}
     roots = [identity.Name("pipeline.work.evaluation_job", name) for name in functions]
     roots.append(identity.Name("rfpp_core.config.build", "flow_of"))

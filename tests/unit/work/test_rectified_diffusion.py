@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,15 +103,15 @@ def vp_flow(tmp_path):
 def test_the_table_of_a_vp_flow_is_by_ddim_and_that_of_others_as_before(vp_flow, tmp_path):
     section = params.parse(changed()).evaluate
     row = params.parse(changed()).flows["flow2"]
-    grid = evaluation_job.grid_of(vp_flow)
-    found = [s for s, _ in evaluation_job.samplers(section, vp_flow.start, row, grid)]
+    found = [s for s, _ in evaluation_job.samplers(section, vp_flow, row)]
     assert {(s.solver, s.grid) for s in found} == {("euler", "vp_sd"), ("heun", "vp_sd")}
     for sampler in found:
         assert sampler.plan(vp_flow.start)[0][0] == vp_flow.start
         assert vp_flow.from_noise_key(0, 2, sampler).isfinite().all()
     other = build.load_flow(save_tiny(tmp_path / "flow.safetensors"))
     assert evaluation_job.grid_of(other) == "uniform"
-    edm = [s for s, _ in evaluation_job.samplers(section, 80 / 81, row)]
+    imported = replace(other, metadata={**other.metadata, "start": 80 / 81})
+    edm = [s for s, _ in evaluation_job.samplers(section, imported, row)]
     assert (edm[-1].solver, edm[-1].grid) == ("edm-heun", "karras")
 
 
