@@ -138,6 +138,7 @@ def test_reference_and_evaluation_resume(tmp_path, finished):
     assert row in (project.path / "curves/distance/flow2.csv").read_text()
 
 
+@pytest.mark.long
 def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
     """Killed in `dvc exp run`, taken up and killed in `--temp`, taken up by `dvc exp run`."""
     project = pretrained.copy(tmp_path / "project")
@@ -183,6 +184,7 @@ def test_a_prefect_server_that_is_not_there_is_one_line(tmp_path, pretrained, mo
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_what_changes_and_what_does_not(tmp_path, finished):
     """Comments, n, steps, other code: each reruns just what it must."""
     project = finished.copy(tmp_path / "project")
@@ -244,6 +246,7 @@ def test_the_witness_refuses_through_dvc(tmp_path, finished):
     assert "rfpp work clean pairs/" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_going_back_restores_from_the_run_cache(tmp_path, finished):
     project = finished.copy(tmp_path / "project")
     before = results(project)
@@ -311,6 +314,7 @@ def test_config_g(tmp_path, finished):
     assert results(project) == results(finished)
 
 
+@pytest.mark.long
 def test_without_labels(tmp_path, finished):
     """Other feature nets than the classifier: reference, evaluation and report know them."""
     project = finished.copy(tmp_path / "project")

@@ -87,6 +87,7 @@ def test_a_params_file_of_an_earlier_version_is_saved_and_explained(place, rfpp)
     assert "pairs2: {teacher: flow1, n: ...}" in done.stdout
 
 
+@pytest.mark.long
 def test_an_untouched_params_file_is_replaced_without_a_word(place, rfpp):
     for name in PRESETS:
         done = rfpp("preset", name, cwd=place)
@@ -142,6 +143,7 @@ VALUES = ["{}", "[]", "{lr: 0.1}", "null", "[1.0, 0.8]", "~", "0o17", "1_000", "
           "a: b"]  # fmt: skip
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(key=st.sampled_from(KEYS), value=st.text(max_size=12) | st.sampled_from(VALUES))
@@ -185,7 +187,7 @@ def test_values_set_beside_a_preset(tmp_path, rfpp, name):
     """They are there, all else is the preset's, and so are its comments."""
     before = presets.composed(name)
     want = yaml_file.parse(before, name)
-    [network] = want["networks"]
+    network = next(iter(want["networks"]))
     values = ["recipes.reflow.times.distribution=uniform", "seed=7", "evaluate.nfe=[1, 2]",
               f"networks.{network}.channels=12", "dataset.limit=null",
               "evaluate.grids.2=[1.0, 0.8]", "recipes.reflow.loss={name: l2}"]  # fmt: skip

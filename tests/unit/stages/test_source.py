@@ -192,6 +192,7 @@ def test_names_that_are_not_utf8_and_links_in_circles(here):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_clone_without_the_raw_images_and_the_same_images_elsewhere(tmp_path):
     """git clone, dvc pull: an experiment that needs only the prepared images runs; a wrong path is
     refused; the same images at another path prepare nothing and retrain nothing."""
