@@ -115,7 +115,9 @@ def measured(config: Params, flow: str, recipe: Recipe) -> dict[str, Any]:
     """
     import torch
 
+    from pipeline.work import training_data
     from rfpp_core.config import objective
+    from rfpp_core.images import store
 
     size = objective.MATCHINGS["dansm"](recipe).size
     probe = size if size <= MOST_ASSIGNED else MOST_ASSIGNED // recipe.batch * recipe.batch
@@ -125,7 +127,8 @@ def measured(config: Params, flow: str, recipe: Recipe) -> dict[str, Any]:
     device = runtime.device()
     runtime.exact_training(device)
     torch.set_num_threads(recipe.threads)
-    source = _source(config, flow, recipe, device)
+    found = store.read(artifacts.IMAGES, "train")
+    source = training_data.source_of(found, recipe, config.network_of(flow).conditional)
     seed = subkey(config.seed, "pretrain")  # of the stream that trainings on images draw from
     arms = list(_arms(source, probe, seed, device))
     if size > probe:
@@ -147,26 +150,13 @@ def measured(config: Params, flow: str, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _source(config: Params, flow: str, recipe: Recipe, device: torch.device) -> Source:
-    """The images that the flow is trained on."""
-    import torch
-
-    from rfpp_core.images import loader, store
-    from rfpp_core.training.couplings.matched import Source
-
-    found = store.read(artifacts.IMAGES, "train")
-    conditional = config.network_of(flow).conditional
-    labels = torch.from_numpy(found.labels).long() if conditional else None
-    return Source(loader.place(torch.from_numpy(found.images), device), labels, recipe.batch)
-
-
 def _arms(
     source: Source, size: int, seed: int, device: torch.device, between: bool = True
 ) -> Iterator[Arm]:
     """Noise as drawn, by ``dansm``, and by ``ot`` where it can be, for the same images."""
     import torch
 
-    from rfpp_core.evaluation import coupling_metrics
+    from rfpp_core.evaluation import coupling_metrics, flow_metrics
     from rfpp_core.training.couplings import dansm, matched, ot
 
     steps = size // source.share
@@ -187,7 +177,7 @@ def _arms(
         for _ in range(2):  # the first warms up
             began = time.perf_counter()
             z = way()
-            length = coupling_metrics.path_length(x, z)  # which waits for the device
+            length = flow_metrics.transport_cost(x, z)  # which waits for the device
             seconds.append(time.perf_counter() - began)
         mean, nearest = coupling_metrics.between(x, z) if between else (None, None)
         yield Arm(name, size, length, mean, nearest, 1e3 * min(seconds) / steps)

@@ -225,8 +225,7 @@ def spent_on(flow: str, config: Params, budget: int) -> str:
         return "nothing here: " + ("an import" if config.is_imported(flow) else "as it was")
     training = recipe.forwards * recipe.steps * recipe.batch
     words = f"{training:,} for {recipe.steps:,} updates of {plural(recipe.batch, 'image')}"
-    sets = [config.flows[flow].data, config.flows[flow].mix]
-    made = [name for name in sets[: 1 + config.uses_mix(flow)] if name != IMAGES]
+    made = [name for name in config.sets_of(flow) if name != IMAGES]
     if made and budget > training:
         words += f", {budget - training:,} for {' and '.join(made)}"
     return words

@@ -32,8 +32,7 @@ from rfpp_core.evaluation.reference import ROWS, compare
 from rfpp_core.images import pixels
 from rfpp_core.images.store import Images
 from rfpp_core.model.flow_map import takes_end_time
-from rfpp_core.model.vp import SCHEDULES
-from rfpp_core.sampling.flow import MICRO_BATCH, Flow
+from rfpp_core.sampling.flow import MICRO_BATCH, Flow, own_grid
 from rfpp_core.sampling.sampler import SamplerConfig, draw
 from rfpp_core.sampling.solver_table import (
     ADAPTIVE,
@@ -135,12 +134,6 @@ def primary_metrics(real: Reference, rows: list[Row]) -> dict[str, dict[str, flo
     return found
 
 
-def grid_of(flow: Flow) -> str:
-    """The grid of a flow's table: that of its path, if it is a VP path."""
-    path: str = build.architecture_of(flow.metadata["architecture"]).path
-    return path if path in SCHEDULES else "uniform"
-
-
 def samplers(section: Evaluate, flow: Flow, row: FlowRow) -> list[tuple[SamplerConfig, int]]:
     """Each (sampler, number of sampling seeds) of a flow's table; few evaluations first.
 
@@ -149,7 +142,7 @@ def samplers(section: Evaluate, flow: Flow, row: FlowRow) -> list[tuple[SamplerC
     """
     solver = FLOW_MAP if takes_end_time(flow.field) else section.solver
     stages = {properties_of(name).stages for name in (solver, section.solver)}
-    grids, grid = section.grids if len(stages) == 1 else {}, grid_of(flow)
+    grids, grid = section.grids if len(stages) == 1 else {}, own_grid(flow)
     few = [(SamplerConfig(solver, nfe, grid, grids.get(str(nfe), ())), row.seeds or section.seeds)
            for nfe in section.nfe if nfe != section.many_nfe]  # fmt: skip
     edm = flow.start < 1 and grid == "uniform"
@@ -203,7 +196,7 @@ class Sample(NamedTuple):
 def drawn(flow: Flow, sampler: SamplerConfig, seed: int, i: int, n: int) -> Sample:
     """Sample set i of a seed."""
     key = rng.subkey(seed, f"evaluate {i}")
-    y = _y(flow, key, n)
+    y = labels(flow, key, n)
     return Sample(pixels.to_uint8(flow.from_noise_key(key, n, sampler, y)), y)
 
 
@@ -259,7 +252,7 @@ def paths(flow: Flow, config: Params) -> flow_metrics.Paths:
     """How straight the paths of a flow are."""
     key, n = rng.subkey(config.seed, "straightness"), config.evaluate.straightness_n
     z = rng.normal(key, torch.arange(n), flow.shape).to(flow.device)
-    y = _y(flow, key, n)
+    y = labels(flow, key, n)
     y = None if y is None else y.to(flow.device)
     return flow_metrics.paths(flow.field, z, y, flow.start)
 
@@ -276,9 +269,9 @@ def pairing(flow: Flow, config: Params, found: Results) -> dict[str, Any]:
 def ends(flow: Flow, config: Params) -> tuple[float, float]:
     key, n = rng.subkey(config.seed, "pairing"), config.evaluate.straightness_n
     z = rng.normal(key, torch.arange(n), flow.shape)
-    y = _y(flow, key, n)
-    labels = None if y is None else y.tolist()
-    x, mirrored = (flow.decode(noise, ENDS, labels) for noise in (z, z.flip(-1)))
+    y = labels(flow, key, n)
+    given = None if y is None else y.tolist()
+    x, mirrored = (flow.decode(noise, ENDS, given) for noise in (z, z.flip(-1)))
     return flow_metrics.transport_cost(x, z), flow_metrics.flip_error(x, mirrored)
 
 
@@ -312,7 +305,7 @@ def spent(flow: Flow, sampler: SamplerConfig) -> int:
     """Network evaluations of an adaptive solver, counted on a micro-batch."""
     index = torch.arange(MICRO_BATCH)
     z = rng.normal(0, index, flow.shape).to(flow.device)
-    y = _y(flow, 0, MICRO_BATCH)
+    y = labels(flow, 0, MICRO_BATCH)
     y = None if y is None else y.to(flow.device)
     return draw(flow.field, z, y, sampler, start=flow.start).nfe
 
@@ -322,7 +315,8 @@ def _key(row: Row) -> str:
     return row_name(row["solver"], row["nfe"])
 
 
-def _y(flow: Flow, key: int, n: int) -> Tensor | None:
+def labels(flow: Flow, key: int, n: int) -> Tensor | None:
+    """The labels of samples 0..n-1 of a key; None for a flow without classes."""
     return rng.labels(key, torch.arange(n), flow.classes) if flow.classes else None
 
 

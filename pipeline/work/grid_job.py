@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import artifacts
 from pipeline.work import evaluation_job
-from pipeline.work.evaluation_job import Plan, Row, code_of, key_of, label_of, rounded
+from pipeline.work.evaluation_job import Plan, Row, code_of, key_of, label_of, labels, rounded
 from pipeline.work.results import Results
 from rfpp_core import rng
 from rfpp_core.config.evaluate import Evaluate
@@ -163,7 +163,3 @@ def publish(file: GridFile | None, name: str) -> None:
         artifacts.grid(name).unlink(missing_ok=True)
     else:
         files.write_json(artifacts.grid(name), file.model_dump(mode="json"))
-
-
-def labels(flow: Flow, key: int, n: int) -> Tensor | None:
-    return rng.labels(key, torch.arange(n), flow.classes) if flow.classes else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from rfpp_core.errors import UserError
 from rfpp_core.images import loader
 from rfpp_core.images import store as image_store
 from rfpp_core.images.buffers import Buffers
+from rfpp_core.images.store import Images
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.storage import checkpoint
@@ -145,11 +146,16 @@ def read_images(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffe
 def read_matched(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
     """The training split of the real images, for a coupling that looks at several batches of it;
     on the device already, so that the coupling and the trainer share one copy."""
-    found = image_store.read(part.path, "train", buffers)
+    source = source_of(image_store.read(part.path, "train", buffers), recipe, conditional)
+    matching = objective.MATCHINGS[recipe.coupling](recipe)
+    return Loaded(source.images, source.labels, Matched(source, matching))
+
+
+def source_of(found: Images, recipe: Recipe, conditional: bool) -> Source:
+    """Images as a matching takes them, on this process's device."""
     labels = torch.from_numpy(found.labels).long() if conditional else None
     images = loader.place(torch.from_numpy(found.images), runtime.device())
-    source = Source(images, labels, recipe.batch, runtime.process_rank())
-    return Loaded(images, labels, Matched(source, objective.MATCHINGS[recipe.coupling](recipe)))
+    return Source(images, labels, recipe.batch, runtime.process_rank())
 
 
 def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -162,30 +168,20 @@ def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffer
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
-def varied(coupling: Coupling, paired: bool, recipe: Recipe) -> Coupling:
+READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs}
+
+
+def varied(part: DataSet, loaded: Loaded, recipe: Recipe) -> Coupling:
     """The coupling of a set with what the recipe varies of it: flips, and the noise of pairs."""
+    coupling, paired = loaded.coupling, reader_of(part.coupling) == "pairs"
+    if paired and recipe.shuffled:
+        seed = PairStore.open(part.path).spec.seed
+        coupling = shuffled(coupling, len(loaded.images), seed)
     if recipe.flip:
         coupling = flipped(coupling)
     if paired and recipe.anneal.schedule != "none":
         coupling = objective.annealing(recipe.anneal, coupling)
     return coupling
-
-
-def read_shuffled(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
-    """Pairs whose noise is that of another pair, by the seed of the store."""
-    loaded = read_pairs(part, recipe, conditional, buffers)
-    seed = PairStore.open(part.path).spec.seed
-    return loaded._replace(coupling=shuffled(loaded.coupling, len(loaded.images), seed))
-
-
-READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs,
-           "shuffled": read_shuffled}  # fmt: skip
-
-
-def reader(coupling: str, recipe: Recipe) -> Callable[..., Loaded]:
-    """The function that reads a set."""
-    kind = reader_of(coupling)
-    return READERS["shuffled" if recipe.shuffled and kind == "pairs" else kind]
 
 
 def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
@@ -195,9 +191,8 @@ def load(sets: Sequence[DataSet], recipe: Recipe, conditional: bool, buffers: Bu
     found = []
     for i, part in enumerate(sets):
         here = replace(buffers, folder=buffers.folder / "mix") if i else buffers
-        loaded = reader(part.coupling, recipe)(part, recipe, conditional, here)
-        coupling = varied(loaded.coupling, reader_of(part.coupling) == "pairs", recipe)
-        found.append(loaded._replace(coupling=coupling))
+        loaded = READERS[reader_of(part.coupling)](part, recipe, conditional, here)
+        found.append(loaded._replace(coupling=varied(part, loaded, recipe)))
     if len(found) == 1:
         return found[0]
     first, second = found

@@ -76,9 +76,9 @@ def job_of(flow: str, params: Params) -> Job:
     row, recipe = params.flows[flow], params.recipe_of(flow)
     start = artifacts.model(row.start)
     digest, about = training_data.read_model(start)
-    names = [row.data, row.mix] if params.uses_mix(flow) else [row.data]
     sets = tuple(
-        training_data.data_of(name, params, recipe, start, about["architecture"]) for name in names
+        training_data.data_of(name, params, recipe, start, about["architecture"])
+        for name in params.sets_of(flow)
     )
     return Job(
         name=flow,
@@ -113,14 +113,19 @@ def code_of(
         chosen |= {loss.perceptual, loss.weighting}
     if recipe.objective == "diffusion":
         chosen.add(loss.space)
-    readers = {training_data.reader(name, recipe) for name in couplings}
+    kinds = {training_data.reader_of(name) for name in couplings}
     roots = [
         identity.Name("pipeline.work.training_run", "prepare"),
         identity.Name("rfpp_core.training.trainer", "train"),
-        *(identity.Name("pipeline.work.training_data", read.__name__) for read in readers),
+        *(
+            identity.Name("pipeline.work.training_data", training_data.READERS[kind].__name__)
+            for kind in kinds
+        ),
     ]
     if len(couplings) > 1:
         roots.append(identity.Name("rfpp_core.training.couplings.mixed", "mixed"))
+    if recipe.shuffled and "pairs" in kinds:
+        roots.append(identity.Name("rfpp_core.training.couplings.shuffled", "shuffled"))
     if recipe.flip:
         roots.append(identity.Name("rfpp_core.training.couplings.flipped", "flipped"))
     if recipe.anneal.schedule != "none":

@@ -34,7 +34,7 @@ def _pairs_are_there_for_what_needs_them(params: Params) -> None:
     """Annealing mixes fresh noise into that of pairs; distillation copies pairs."""
     for name, row in params.flows.items():
         recipe = params.recipe_of(name)
-        sets = {row.data, row.mix} if params.uses_mix(name) else {row.data}
+        sets = set(params.sets_of(name))
         if recipe.steps and recipe.objective == "flow_guided" and IMAGES in sets:
             raise ValueError(f"recipes.{row.recipe}.objective: flow_guided copies pairs, and "
                              f"flows.{name} learns from images; name a row of pairs")  # fmt: skip
@@ -104,7 +104,7 @@ def _times_are_those_of_the_path(params: Params) -> None:
 
 def _shuffling_has_pairs(params: Params) -> None:
     for name, row in params.flows.items():
-        sets = {row.data, row.mix} if params.uses_mix(name) else {row.data}
+        sets = set(params.sets_of(name))
         if params.recipe_of(name).shuffled and not sets & set(params.pairs):
             raise ValueError(f"recipes.{row.recipe}.shuffled is for pairs, and flows.{name} "
                              f"learns from images, whose noise is fresh anyway")  # fmt: skip

@@ -81,6 +81,11 @@ class Params(Section):
         """Whether a share of a flow's batches comes from its second set."""
         return self.recipe_of(flow).mix > 0 and self.recipe_of(flow).steps > 0
 
+    def sets_of(self, flow: str) -> list[str]:
+        """What a flow learns from: its data, and the second set of a mix."""
+        row = self.flows[flow]
+        return [row.data, row.mix] if self.uses_mix(flow) else [row.data]
+
 
 def load(path: Path = Path("params.yaml")) -> Params:
     """Reads and checks a params file.

@@ -27,11 +27,6 @@ class Between(NamedTuple):
     nearest: float
 
 
-def path_length(x: Tensor, z: Tensor) -> float:
-    """Mean of ``||x - z||^2 / d`` over pairs (N, *)."""
-    return float((x.double() - z.double()).square().mean())
-
-
 def between(x: Tensor, z: Tensor) -> Between:
     """How far N >= 2 paths from x (N, *) to z (N, *) are from each other."""
     distances = least_distances(x, z)

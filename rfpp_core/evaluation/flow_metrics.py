@@ -121,11 +121,11 @@ def inversion(x: Tensor, z: Tensor, back: Tensor) -> Inversion:
 
 
 def transport_cost(x: Tensor, z: Tensor) -> float:
-    """``E||x - z||^2 / d`` of noise and the images it is carried to, both (B, C, H, W).
+    """``E||x - z||^2 / d`` of images and their noise, both (B, *).
 
     Reflow never raises it, nor any other convex cost (Liu et al., arXiv 2209.03003).
     """
-    return float((x - z).double().square().mean())
+    return float((x.double() - z.double()).square().mean())
 
 
 def flip_error(x: Tensor, of_flipped: Tensor) -> float:

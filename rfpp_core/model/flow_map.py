@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rfpp_core.model.path import like
-from rfpp_core.model.precond import Conditioned, c_noise
+from rfpp_core.model.precond import Conditioned, c_noise, edm_variance, edm_velocity
 
 PLACES = ("fourier", "map_noise")  # names of the time features of the small U-Net and EDM's
 OCTAVES = (-2.0, 2.0)  # of g; faster waves would make its derivative large
@@ -109,9 +108,8 @@ class PlainFlowMap(FlowMap):
 
 
 class EDMFlowMap(FlowMap):
-    """EDM's preconditioning at t, for every end time.
-
-    The formula is that of :class:`~rfpp_core.model.precond.EDMVelocity`.
+    """EDM's preconditioning at t, for every end time; see
+    :class:`~rfpp_core.model.precond.EDMVelocity`.
 
     Args:
         model: the raw network F.
@@ -123,11 +121,10 @@ class EDMFlowMap(FlowMap):
         self.sigma_data = sigma_data
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        s, (t, gap) = self.sigma_data, time_and_gap(t)
-        seen, t = interval(c_noise(t), gap), like(t, x)
-        q = t.square() + s**2 * (1 - t).square()
-        raw: Tensor = self.model(x / q.sqrt(), seen, y)
-        return x * (t - s**2 * (1 - t)) / q - s / q.sqrt() * raw
+        t, gap = time_and_gap(t)
+        q = edm_variance(t, x, self.sigma_data)
+        raw: Tensor = self.model(x / q.sqrt(), interval(c_noise(t), gap), y)
+        return edm_velocity(x, raw, q, t, self.sigma_data)
 
 
 def takes_end_time(field: object) -> bool:

@@ -55,14 +55,24 @@ class EDMVelocity(Conditioned):
 
     def raw(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Network output F and ``q = t^2 + s^2 (1 - t)^2``, the variance of x_t."""
-        q = like(t.square() + self.sigma_data**2 * (1 - t).square(), x)
+        q = edm_variance(t, x, self.sigma_data)
         out: Tensor = self.model(x / q.sqrt(), c_noise(t), y)
         return out, q
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        s, (raw, q) = self.sigma_data, self.raw(x, t, y)
-        t = like(t, x)
-        return x * (t - s**2 * (1 - t)) / q - s / q.sqrt() * raw
+        raw, q = self.raw(x, t, y)
+        return edm_velocity(x, raw, q, t, self.sigma_data)
+
+
+def edm_variance(t: Tensor, x: Tensor, s: float) -> Tensor:
+    """``q = t^2 + s^2 (1 - t)^2`` of times (B,), which broadcasts over states x (B, *)."""
+    return like(t.square() + s**2 * (1 - t).square(), x)
+
+
+def edm_velocity(x: Tensor, raw: Tensor, q: Tensor, t: Tensor, s: float) -> Tensor:
+    """v (B, *) of a state x, network output F and variance q, (B, *) each, at times t (B,)."""
+    t = like(t, x)
+    return x * (t - s**2 * (1 - t)) / q - s / q.sqrt() * raw
 
 
 class EDMDenoiser(nn.Module):

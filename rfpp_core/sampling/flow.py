@@ -223,10 +223,16 @@ def sampler_for(
     return sampler
 
 
+def own_grid(flow: Flow) -> str:
+    """The name of the grid of a flow's path, or uniform."""
+    path: str = flow.metadata.get("architecture", {}).get("path", "")
+    return path if path in GRIDS else "uniform"
+
+
 def _check_own_grid(flow: Flow, sampler: SamplerConfig) -> None:
     """Names the grid of a flow that starts too early for the one that was asked for."""
-    own = flow.metadata.get("architecture", {}).get("path", "")
-    if own not in GRIDS or sampler.times:
+    own = own_grid(flow)
+    if own == "uniform" or sampler.times:
         return
     grid, _ = sampler.plan()
     if len(grid) > 2 and grid[1] >= flow.start:

@@ -36,7 +36,7 @@ from rfpp_core.model.flow_map import interval
 from rfpp_core.model.path import Field, interpolate, like, velocity
 from rfpp_core.rng import StepRNG
 from rfpp_core.training.couplings import Coupling
-from rfpp_core.training.losses import LossFunction, l2
+from rfpp_core.training.losses import LossFunction, hidden, l2
 
 Times = Callable[[StepRNG], Tensor]  # draws (B,) times of a step
 # (u, x_t, t, r, v) -> du/dt (B, *), where u takes a state (B, *) and times (B, 2)
@@ -148,8 +148,7 @@ def flow_map(
 
     def loss(net: nn.Module, batch: Batch, step: int, draws: StepRNG) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
-        if y is not None and label_dropout:
-            y = torch.where(draws.uniform("label dropout") < label_dropout, -1, y)
+        y = hidden(y, label_dropout, draws)
         t, r = (time.to(x.dtype) for time in intervals(draws))
         x_t = interpolate(x, z, t)
         with torch.no_grad():

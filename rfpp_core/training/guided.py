@@ -23,7 +23,7 @@ from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import Field, x_hat
 from rfpp_core.rng import StepRNG
 from rfpp_core.training.couplings import Coupling
-from rfpp_core.training.losses import Distance, LossFunction
+from rfpp_core.training.losses import Distance, LossFunction, hidden
 
 
 def flow_guided(
@@ -48,8 +48,7 @@ def flow_guided(
 
     def loss(net: nn.Module, batch: Batch, step: int, draws: StepRNG) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
-        if y is not None and label_dropout:
-            y = torch.where(draws.uniform("label dropout") < label_dropout, -1, y)
+        y = hidden(y, label_dropout, draws)
         fresh = draws.normal("two-step noise", tuple(x.shape[1:]))
         t = (low + (high - low) * draws.uniform("two-step t")).to(x.dtype)
         noise, one = torch.cat((z, fresh)), t.new_ones(2 * len(t))

@@ -70,6 +70,13 @@ def over_t(t: Tensor) -> Tensor:
     return 1 / t
 
 
+def hidden(y: Tensor | None, p: float, draws: StepRNG) -> Tensor | None:
+    """Labels (B,) of which a share p is replaced by -1, "no label"."""
+    if y is None or not p:
+        return y
+    return torch.where(draws.uniform("label dropout") < p, torch.full_like(y, -1), y)
+
+
 def flow_matching(
     coupling: Coupling,
     times: Callable[[StepRNG], Tensor],
@@ -94,9 +101,7 @@ def flow_matching(
     def loss(net: nn.Module, batch: Batch, step: int, draws: StepRNG) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
         t = times(draws).to(x.dtype)
-        if y is not None and label_dropout:
-            dropped = draws.uniform("label dropout") < label_dropout
-            y = torch.where(dropped, torch.full_like(y, -1), y)
+        y = hidden(y, label_dropout, draws)
         x_t = interpolate(x, z, t)
         v = net(x_t, t, y).float()
         term = distance(v, velocity(x, z))

@@ -27,7 +27,7 @@ from rfpp_core.images.loader import Batch
 from rfpp_core.model.path import Field, interpolate, like
 from rfpp_core.rng import StepRNG
 from rfpp_core.training.couplings import Coupling
-from rfpp_core.training.losses import LossFunction, Term
+from rfpp_core.training.losses import LossFunction, Term, hidden
 
 
 class Chord(NamedTuple):
@@ -71,8 +71,7 @@ def phased(
 
     def loss(net: nn.Module, batch: Batch, step: int, draws: StepRNG) -> dict[str, Tensor]:
         x, z, y = coupling(batch, draws)
-        if y is not None and label_dropout:
-            y = torch.where(draws.uniform("label dropout") < label_dropout, -1, y)
+        y = hidden(y, label_dropout, draws)
         u = draws.uniform("t")
         phase = (u * phases).ceil()  # 1, ..., M
         grid = [times((phase - j / substeps) / phases).to(x.dtype) for j in range(substeps + 1)]

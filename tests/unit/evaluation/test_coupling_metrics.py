@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rfpp_core.evaluation.coupling_metrics import between, least_distances, path_length
+from rfpp_core.evaluation.coupling_metrics import between, least_distances
+from rfpp_core.evaluation.flow_metrics import transport_cost
 from rfpp_core.images.loader import Batch
 from rfpp_core.training.couplings.dansm import dansm
 from rfpp_core.training.couplings.ot import assignment
@@ -72,8 +73,8 @@ def test_matching_shortens_paths_and_parts_them():
     x, z = torch.randn(64, 1, 8, 8).clamp(-1, 1), torch.randn(64, 1, 8, 8)
     greedy = z[next(dansm([Batch(x, torch.arange(64), None)], z, None))]
     best = z[assignment(x, z)]
-    lengths = [path_length(x, noise) for noise in (z, greedy, best)]
+    lengths = [transport_cost(x, noise) for noise in (z, greedy, best)]
     assert lengths == sorted(lengths, reverse=True)
     apart = [between(x, noise).mean for noise in (z, greedy, best)]
     assert apart == sorted(apart)
-    assert path_length(x, z) == pytest.approx(float((x - z).square().mean()))
+    assert transport_cost(x, z) == pytest.approx(float((x - z).square().mean()))

@@ -20,7 +20,7 @@ from rfpp_core.images.loader import Batch
 from rfpp_core.model.vp import SCHEDULES
 from rfpp_core.pairs.noise_check import NoiseCheck
 from rfpp_core.rng import StepRNG
-from rfpp_core.sampling.flow import sampler_for
+from rfpp_core.sampling.flow import own_grid, sampler_for
 from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny, tiny_arch
 from tests.unit.config.rows import changed, flow
@@ -109,7 +109,7 @@ def test_the_table_of_a_vp_flow_is_by_ddim_and_that_of_others_as_before(vp_flow,
         assert sampler.plan(vp_flow.start)[0][0] == vp_flow.start
         assert vp_flow.from_noise_key(0, 2, sampler).isfinite().all()
     other = build.load_flow(save_tiny(tmp_path / "flow.safetensors"))
-    assert evaluation_job.grid_of(other) == "uniform"
+    assert own_grid(other) == "uniform"
     imported = replace(other, metadata={**other.metadata, "start": 80 / 81})
     edm = [s for s, _ in evaluation_job.samplers(section, imported, row)]
     assert (edm[-1].solver, edm[-1].grid) == ("edm-heun", "karras")
