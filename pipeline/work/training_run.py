@@ -125,14 +125,14 @@ def prepare(job: Job, loaded: Loaded, device: torch.device, rank: runtime.Rank) 
     config = build.train_config(recipe, seed)
     field = build.field(job.architecture, recipe.dropout)
     checkpoint.load_into(field, checkpoint.load(job.start).tensors, str(job.start))
-    frozen = copy.deepcopy(field).requires_grad_(False).eval() if recipe.frozen_start else None
+    frozen = None
+    if recipe.frozen_start:
+        frozen = copy.deepcopy(field).requires_grad_(False).eval().to(device)
 
     def batches(start: int) -> Iterator[Batch]:
         images, key = loader.place(loaded.images, device), subkey(seed, "order")
         return loader.batches(images, loaded.labels, recipe.batch, key, device, start, rank)
 
-    if frozen is not None:
-        frozen.to(device)
     loss = objective.loss(recipe, loaded.coupling, perceptual, frozen)
     return Prepared(TrainState(field, config, device), batches, loss, config)
 

@@ -114,17 +114,6 @@ PRECONDITIONINGS: Choices[Callable[[nn.Module, Architecture], Conditioned]] = {
     "edm_map": lambda model, a: EDMFlowMap(model, a.sigma_data),
 }
 
-PREDICTIONS: Choices[prediction.ToVelocity] = {  # on the straight path
-    "v": prediction.of_v,
-    "x": prediction.of_x,
-}
-
-VP_PREDICTIONS: Choices[prediction.ToVelocity] = {
-    "v": prediction.of_vp_v,
-    "eps": prediction.of_eps,
-    "x": prediction.of_x,
-}
-
 
 def _edm(a: Architecture, dropout: float) -> UNetShape:
     """The shape of one of EDM's networks."""

@@ -82,10 +82,12 @@ def annealing(params: Anneal, coupling: Coupling) -> Coupling:
 def time_distribution(params: Times) -> InverseCDF:
     """Maps uniform draws (B,) in (0, 1) to training times.
 
-    Times of a continuous distribution keep off 0 and 1; those of ``at_one`` are 1 exactly.
+    Times of a continuous distribution keep off 0 and 1; those of a discrete one and of ``at_one``
+    are exact.
     """
     inverse = TIMES[params.distribution](params)
-    whole = inverse if params.distribution == "fixed" else lambda u: times.inside(inverse(u))
+    exact = params.distribution in ("fixed", "grid")
+    whole = inverse if exact else lambda u: times.inside(inverse(u))
     return partial(times.with_atom, inverse=whole, p=params.at_one) if params.at_one else whole
 
 

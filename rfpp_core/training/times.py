@@ -39,11 +39,8 @@ def fixed(u: Tensor, t: float = 1.0) -> Tensor:
 
 
 def grid(u: Tensor, k: int) -> Tensor:
-    """Uniform on 1/k, 2/k, ..., 1: the times of k Euler steps, for distillation into them.
-
-    They are given as what :func:`inside` maps onto them, but for the last bit of float64.
-    """
-    return outside(torch.ceil(u * k) / k)
+    """Uniform on 1/k, 2/k, ..., 1: the times of k Euler steps, for distillation into them."""
+    return torch.ceil(u * k) / k
 
 
 def with_atom(u: Tensor, inverse: Callable[[Tensor], Tensor], p: float) -> Tensor:
@@ -59,8 +56,3 @@ def with_atom(u: Tensor, inverse: Callable[[Tensor], Tensor], p: float) -> Tenso
 def inside(t: Tensor) -> Tensor:
     """Maps [0, 1] affinely onto [1e-5, 1 - 1e-5], the training times of RF++ (app. E)."""
     return T_EPS + (1 - 2 * T_EPS) * t
-
-
-def outside(t: Tensor) -> Tensor:
-    """The inverse of :func:`inside`."""
-    return (t - T_EPS) / (1 - 2 * T_EPS)

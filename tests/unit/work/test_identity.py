@@ -220,12 +220,13 @@ def test_every_network_is_built_by_the_table(name):
 def test_every_sampled_word_of_a_recipe_that_names_code_is_followed():
     """Each table of alternatives that a recipe can name is annotated Choices."""
     tables = {
-        "build": ("NETWORKS", "PRECONDITIONINGS", "PREDICTIONS", "VP_PREDICTIONS"),
-        "objective": ("TIMES", "DISTANCES", "WEIGHTINGS", "COUPLINGS", "MATCHINGS", "PAIRED",
-                      "SCHEDULES", "OBJECTIVES"),
+        "config/build": ("NETWORKS", "PRECONDITIONINGS"),
+        "config/objective": ("TIMES", "DISTANCES", "WEIGHTINGS", "COUPLINGS", "MATCHINGS",
+                             "PAIRED", "SCHEDULES", "OBJECTIVES"),
+        "model/prediction": ("ON_RF", "ON_VP", "FIELDS"),
     }  # fmt: skip
     for module, names in tables.items():
-        text = (ROOT / "rfpp_core" / "config" / f"{module}.py").read_text()
+        text = (ROOT / "rfpp_core" / f"{module}.py").read_text()
         assert all(f"\n{table}: Choices[" in text for table in names)
 
 
