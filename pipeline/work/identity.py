@@ -21,7 +21,8 @@ from rfpp_core.storage import files
 
 SOURCE = Path(__file__).parents[2]
 PACKAGES = ("rfpp_core", "pipeline")
-# These carry data whose content an identity knows by its digest, or speak to people.
+# These carry data whose content an identity knows by its digest, speak to people, or compute by
+# another way what is defined elsewhere.
 NOT_FOLLOWED = {
     *(f"rfpp_core.{name}" for name in (
         *(f"config.{part}" for part in ("dataset", "evaluate", "flow", "network", "pairs",
@@ -29,6 +30,7 @@ NOT_FOLLOWED = {
                                         "section", "yaml_file")),
         "errors", "images.buffers", "images.sources", "images.store", "interop.foreign",
         "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "pairs.verify",
+        "rng.cpu", "rng.cuda",  # which have the bits of their definition
         "storage.checkpoint", "storage.downloads", "storage.files", "storage.zarr_arrays",
         "training.train_config",
     )),

@@ -55,7 +55,8 @@ def source(tmp_path) -> Path:
 
 
 def edit(source: Path, module: str, old: str, new: str) -> None:
-    file = source / f"{module.replace('.', '/')}.py"
+    path = source / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
@@ -123,6 +124,12 @@ CHANGES = {
     "the order of images": (
         "rfpp_core.rng", "def permutation(", "def permutation(x=1, *, ", set(LABELS),
     ),
+    "the definition of the noise": (
+        "rfpp_core.rng.box_muller", "series = series * y2", "series = series * y", set(LABELS),
+    ),
+    "how the noise is computed fast": (
+        "rfpp_core.rng.cpu", "PIECE = 16384", "PIECE = 8192", set(),
+    ),
     "an unused function": (
         "rfpp_core.training.couplings.paired", "def stored(",
         "def unused():\n    pass\n\n\ndef stored(", set(),
@@ -187,7 +194,8 @@ def test_the_code_of_a_training_is_all_that_computes_and_nothing_that_speaks():
         f"rfpp_core.{name}" for name in (
             "config.objective.time_distribution", "config.build.field", "config.objective.loss",
             "config.objective.training_times", "training.times.u_shape", "training.ema.update",
-            "training.couplings.paired.seeded", "training.losses.pseudo_huber", "rng.philox",
+            "training.couplings.paired.seeded", "training.losses.pseudo_huber",
+            "rng.philox.philox", "rng.box_muller.normal",
             "model.nets.small_unet.SmallUNet", "model.nets.layers.Attention",
             "model.precond.PlainVelocity", "images.loader.batches", "runtime.exact",
             "training.trainer.TrainState", "images.pixels.to_float",
