@@ -14,7 +14,7 @@ import typer
 
 from pipeline import console
 from pipeline.artifacts import DEFAULT_MODEL
-from pipeline.cli import compare, coupling, draw, edit, grid, methods, presets, work
+from pipeline.cli import bench, compare, coupling, draw, edit, grid, methods, plan, presets, work
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.params import Params
 from rfpp_core.errors import Corrupted, UserError, quoted
@@ -35,6 +35,8 @@ app.command()(edit.translate)
 app.command()(compare.compare)
 app.command()(methods.methods)
 app.command()(coupling.coupling)
+app.command()(bench.bench)
+app.command()(plan.plan)
 
 
 def _version(wanted: bool) -> None:

@@ -39,6 +39,44 @@ def place(images: Tensor, device: torch.device) -> Tensor:
     return images
 
 
+class Picked(NamedTuple):
+    """The images of a batch as they are stored, uint8 (B, C, H, W) where the set is, with their
+    positions (B,) on the CPU, and labels (B,) or None."""
+
+    images: Tensor
+    position: Tensor
+    y: Tensor | None
+
+
+def picked(
+    images: Tensor,
+    labels: Tensor | None,
+    batch: int,
+    key: int,
+    start: int = 0,
+    rank: Rank = Rank(),  # noqa: B008
+) -> Iterator[Picked]:
+    """Yields the batches of steps ``start``, ``start + 1``, ... without end; see :func:`batches`
+    for arguments and errors."""
+    if batch % rank.world:
+        raise UserError(f"batch is {batch}, which {rank.world} processes do not share evenly")
+    share = batch // rank.world
+    per_epoch = len(images) // batch
+    if per_epoch < 1:
+        raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
+                        f"lower batch")  # fmt: skip
+    step, epoch, order = start, -1, torch.empty(0)
+    while True:
+        now, k = divmod(step, per_epoch)
+        if now != epoch:
+            epoch, order = now, permutation(key, now, len(images))
+        first = k * batch + rank.rank * share
+        index = order[first : first + share]
+        found = images.index_select(0, index.to(images.device))
+        yield Picked(found, index, None if labels is None else labels[index])
+        step += 1
+
+
 def batches(
     images: Tensor,
     labels: Tensor | None,
@@ -62,21 +100,7 @@ def batches(
     Raises:
         UserError: if the batch is larger than the set, or the processes do not share it evenly.
     """
-    if batch % rank.world:
-        raise UserError(f"batch is {batch}, which {rank.world} processes do not share evenly")
-    share = batch // rank.world
-    per_epoch = len(images) // batch
-    if per_epoch < 1:
-        raise UserError(f"batch is {batch} but there are only {len(images)} images to train on; "
-                        f"lower batch")  # fmt: skip
-    step, epoch, order = start, -1, torch.empty(0)
-    while True:
-        now, k = divmod(step, per_epoch)
-        if now != epoch:
-            epoch, order = now, permutation(key, now, len(images))
-        first = k * batch + rank.rank * share
-        index = order[first : first + share]
-        x = to_float(images[index.to(images.device)].to(device, non_blocking=True))
-        y = None if labels is None else labels[index].to(device)
-        yield Batch(x.to(memory_format=torch.channels_last), index.to(device), y)
-        step += 1
+    for found in picked(images, labels, batch, key, start, rank):
+        x = to_float(found.images.to(device, non_blocking=True))
+        y = None if found.y is None else found.y.to(device)
+        yield Batch(x.to(memory_format=torch.channels_last), found.position.to(device), y)

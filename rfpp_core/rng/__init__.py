@@ -131,12 +131,12 @@ class StepRNG:
 
     def uniform(self, purpose: str) -> Tensor:
         """float64 (B,) in (0, 1)."""
-        return self._drawn_ahead(_uniforms, purpose)
+        return self._drawn_ahead(uniform_rows, purpose)
 
     def antithetic(self, purpose: str) -> Tensor:
         """Like :meth:`uniform`, but about half of the values have their mirror image 1 - u in the
         batch: they are ``batch`` of the 2 ``batch`` values {u, 1 - u}, in random order."""
-        return self._drawn_ahead(_antithetic, purpose)
+        return self._drawn_ahead(antithetic_rows, purpose)
 
     def _drawn_ahead(self, draw: Draw, purpose: str) -> Tensor:
         """This step's row of what ``draw`` gives for several steps at once."""
@@ -152,7 +152,7 @@ class StepRNG:
 
 
 @lru_cache(maxsize=8)
-def _uniforms(
+def uniform_rows(
     seed: int, purpose: str, first: int, steps: int, batch: int, device: torch.device
 ) -> Tensor:
     """Of the steps from ``first``: float64 (steps, batch)."""
@@ -161,10 +161,10 @@ def _uniforms(
 
 
 @lru_cache(maxsize=8)
-def _antithetic(
+def antithetic_rows(
     seed: int, purpose: str, first: int, steps: int, batch: int, device: torch.device
 ) -> Tensor:
     epochs = torch.arange(first, first + steps)
     slot = _permutations(subkey(seed, f"{purpose} order"), epochs, 2 * batch)[:, :batch].to(device)
-    u = _uniforms(seed, purpose, first, steps, batch, device).gather(1, slot % batch)
+    u = uniform_rows(seed, purpose, first, steps, batch, device).gather(1, slot % batch)
     return torch.where(slot < batch, u, 1 - u)

@@ -178,7 +178,7 @@ def train(
             return
         rate = learning_rate(config, state.step)
         terms, finite = _gradients(state, net, batch, loss, config, rank)
-        norm = _update(state, config, rate)
+        norm = update(state, config, rate)
         applied = torch.isfinite(norm)
         progress.add(terms, applied if skips(config) else applied & finite)
         state.step += 1
@@ -220,14 +220,14 @@ def _gradients(
     return sums, finite
 
 
-def _update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
+def update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
     """One step of Adam, and of the average; the gradient norm before clipping."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     params = list(state.net.parameters())
     state.scaler.unscale_(state.optimizer)
     align_gradients(params)
-    norm = torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf)
+    norm = _clipped(params, config.clip)
     if skips(config) and not state.scaler.is_enabled():  # the scaler does it by itself
         setattr(state.optimizer, "found_inf", (~torch.isfinite(norm)).float())  # noqa: B010
     state.scaler.step(state.optimizer)
@@ -235,6 +235,13 @@ def _update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
     decay = ema.decay_at(state.step, config.ema, config.ema_ramp)
     ema.update(list(state.average.parameters()), params, decay)
     return norm
+
+
+def _clipped(params: list[nn.Parameter], most: float) -> Tensor:
+    """Clips gradients to a norm, 0 for no limit; their norm before."""
+    if most:
+        return torch.nn.utils.clip_grad_norm_(params, most)
+    return torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
 
 
 def check_share(config: TrainConfig, processes: int) -> None:

@@ -1,0 +1,137 @@
+"""What a run will take: its rates are probed, and its params say how much of each.
+
+run = start of each stage + steps x update + pairs x NFE x forward + samples x NFE x forward
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.bench.probe import Probe
+from pipeline.work import evaluation_job
+from pipeline.workers import pool as workers
+from rfpp_core import runtime
+from rfpp_core.config.flow import FlowRow
+from rfpp_core.config.network import NetworkRow
+from rfpp_core.config.pairs import PairSet
+from rfpp_core.evaluation import network_size
+from rfpp_core.sampling.sampler import SamplerConfig
+
+STATES = 2  # of a training that are kept
+BESIDE = 1.0  # seconds of what preflight, prepare and report do
+USED = 0.8  # share of a device's memory to plan with
+
+
+class Row(NamedTuple):
+    """What a stage will take."""
+
+    stage: str
+    name: str
+    seconds: float
+    forwards: int  # network evaluations of one image; those of a training's update as its budget
+    disk: float  # bytes that stay
+    note: str = ""
+
+
+def rows(probe: Probe) -> Iterator[Row]:
+    """Each stage of a run from nothing."""
+    params, start = probe.params, probe.start()
+    for stage in ("source", "preflight", "prepare"):
+        yield Row(stage, "", start + BESIDE, 0, 0)
+    nets = probe.classifier() if "classifier" in params.features.nets else 0.0
+    yield Row("reference", "", start + nets + 2 * params.evaluate.seeds * probe.metric(), 0, 0)
+    for name, network in params.networks.items():
+        yield Row("network", name, start, 0, _weights(probe, network))
+    for name, flow in params.flows.items():
+        yield _training(probe, name, flow, start)
+    for name, pairs in params.pairs.items():
+        yield _generation(probe, name, pairs, start)
+    for name, flow in params.flows.items():
+        yield _evaluation(probe, name, flow, start)
+    yield Row("report", "", start + BESIDE, 0, 0)
+
+
+def _generation(probe: Probe, name: str, pairs: PairSet, start: float) -> Row:
+    if pairs.source == "import":
+        return Row("generate", name, start, 0, 0, "imported")
+    network, inverts = probe.params.network_of(pairs.teacher), pairs.source == "images"
+    n = probe.data.train if inverts else pairs.n or 0
+    sampler = SamplerConfig(pairs.solver, pairs.nfe, guidance=pairs.guidance)
+    forwards = n * sampler.forwards
+    seconds = start + probe.pool(network) + forwards * probe.forward(network) / _devices()
+    stored = n * math.prod(probe.data.shape) * (5 if inverts else 1)  # float32 noise beside uint8
+    return Row("generate", name, seconds, forwards, stored)
+
+
+def _training(probe: Probe, name: str, flow: FlowRow, start: float) -> Row:
+    recipe, network = probe.params.recipe_of(name), probe.params.network_of(name)
+    weights = _weights(probe, network)
+    if not recipe.steps:
+        return Row("train", name, start, 0, weights, "kept as it is")
+    seconds = start + recipe.steps * probe.update(name)
+    forwards = recipe.steps * recipe.batch * recipe.forwards
+    return Row("train", name, seconds, forwards, weights * (1 + 4 * STATES), _fit(probe, name))
+
+
+def _evaluation(probe: Probe, name: str, row: FlowRow, start: float) -> Row:
+    section, network = probe.params.evaluate, probe.params.network_of(name)
+    flow = probe.flow(network)
+    planned = evaluation_job.samplers(section, flow, row)
+    sets = sum(seeds for _, seeds in planned)
+    forwards = sum(section.n * sampler.nfe * seeds for sampler, seeds in planned)
+    forwards += 4 * section.n  # of the rate at one evaluation
+    seconds = (start + forwards * probe.forward(network) + sets * probe.metric()
+               + probe.properties(network))  # fmt: skip
+    return Row("evaluate", name, seconds, forwards, 0)
+
+
+def _weights(probe: Probe, network: NetworkRow) -> int:
+    return 4 * network_size.parameters(probe.flow(network).field)
+
+
+def _devices() -> int:
+    """Devices that generate at the same time; the cores of a CPU are one."""
+    return max(1, len([name for name in workers.devices() if name != "cpu"]))
+
+
+def _fit(probe: Probe, name: str) -> str:
+    """What ``accumulate`` must be for a step to fit into memory, if it is too low."""
+    recipe = probe.params.recipe_of(name)
+    flow = probe.flow(probe.params.network_of(name))
+    image = saved_bytes(flow.field, flow.shape)
+    free = memory(probe.device) * USED - 20 * network_size.parameters(flow.field)
+    if recipe.batch * image <= recipe.accumulate * free:
+        return ""
+    fits = [k for k in range(1, recipe.batch + 1)
+            if recipe.batch % k == 0 and recipe.batch // k * image <= free]  # fmt: skip
+    return f"set accumulate: {fits[0]}" if fits else "does not fit, even image by image"
+
+
+def memory(device: torch.device) -> float:
+    """Bytes of the device."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(runtime.memory())
+
+
+def saved_bytes(field: nn.Module, shape: tuple[int, ...]) -> float:
+    """Bytes an image that a forward pass keeps for the backward pass."""
+    field, held = copy.deepcopy(field).requires_grad_(True), dict[int, int]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in field.parameters()}
+    x = torch.zeros(2, *shape, device=next(field.parameters()).device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = field(x, x.new_full((2,), 0.5), None)
+    del out
+    return sum(size for at, size in held.items() if at not in weights) / 2

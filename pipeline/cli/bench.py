@@ -1,0 +1,107 @@
+"""``rfpp bench``: measures what a run spends its time on, beside references, on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import artifacts, stage_log
+from rfpp_core.config import params
+from rfpp_core.errors import UserError, quoted
+from rfpp_core.storage import files
+
+if TYPE_CHECKING:
+    from pipeline.bench.measure import Figure
+    from rfpp_core.config.params import Params
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # of images before `prepare` ran
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="noise, loader, step, generate or scale")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write as well")] = None,
+) -> None:
+    """Measures speed: figures beside their reference, taken in turns in this one process.
+
+    The column x is the ratio to the first figure of a group; of a step, to the whole step.  Do
+    nothing else on the machine meanwhile.
+    """
+    if name not in BENCHES:
+        raise UserError(f"there is no bench '{quoted(name)}'; there are {', '.join(BENCHES)}")
+    artifacts.library_caches()
+    figures = BENCHES[name]()
+    from pipeline.bench import measure
+
+    print(*measure.lines(figures), sep="\n")
+    if out is not None:
+        document = {"bench": name, "machine": stage_log.machine(),
+                    "date": time.strftime("%Y-%m-%d"),
+                    "figures": [figure._asdict() for figure in figures]}  # fmt: skip
+        files.write_json(out, document)
+
+
+def _noise() -> list[Figure]:
+    from pipeline.bench import noise
+
+    return noise.run()
+
+
+def _loader() -> list[Figure]:
+    from pipeline.bench import loader
+
+    return loader.run()
+
+
+def _step() -> list[Figure]:
+    from pipeline.bench import step
+
+    return step.run(*_run())
+
+
+def _generate() -> list[Figure]:
+    from pipeline.bench import generate
+
+    return generate.run(*_run())
+
+
+def _scale() -> list[Figure]:
+    from pipeline.bench import scale
+
+    return scale.run()
+
+
+BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "noise": _noise,
+    "loader": _loader,
+    "step": _step,
+    "generate": _generate,
+    "scale": _scale,
+}
+
+
+def _run() -> tuple[Params, tuple[int, int, int]]:
+    config = params.load()
+    return config, shape_of(config)
+
+
+def shape_of(config: Params) -> tuple[int, int, int]:
+    """Shape (C, H, W) of the images of a run, before or after they are prepared.
+
+    Raises:
+        UserError: if it is not known yet.
+    """
+    from rfpp_core.images import store
+
+    if artifacts.IMAGES.exists():
+        channels, height, width = store.metadata(artifacts.IMAGES)["shape"]
+        return channels, height, width
+    dataset = config.dataset
+    if dataset.resolution:
+        return dataset.channels, dataset.resolution, dataset.resolution
+    if dataset.name not in SHAPES:
+        raise UserError("the images' size is not known yet; run `dvc repro prepare` first")
+    return SHAPES[dataset.name]
