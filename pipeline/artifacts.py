@@ -18,6 +18,8 @@ SUMMARY = Path("data/summary.json")
 FEATURES = Path("models/features.safetensors")
 REFERENCE = Path("data/reference.npz")
 REPORT = Path("report")
+CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCH_HOME": "torch",
+          "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}  # fmt: skip
 DEFAULT_MODEL = Path("models/flow2.safetensors")  # of the command line
 
 
@@ -81,6 +83,7 @@ def located_if_given(path: str | None) -> str | None:
 
 
 def library_caches() -> None:
-    """Points the caches of matplotlib and torch hub below ``.work`` unless they are set."""
-    for name, folder in (("MPLCONFIGDIR", "matplotlib"), ("TORCH_HOME", "torch")):
+    """Points the caches of matplotlib, torch hub and compiled code below ``.work`` unless they are
+    set; a resumed run that compiles finds its kernels there."""
+    for name, folder in CACHES.items():
         os.environ.setdefault(name, str(work() / folder))

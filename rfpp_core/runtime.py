@@ -133,6 +133,21 @@ def exact_training(device: torch.device, tf32: bool = False) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Under which operators compute in bf16 or fp16; without effect for fp32 and tf32."""
+    import torch
+
+    dtype = dtype_of(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """In which operators compute; tf32 is float32 to torch."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
 @contextmanager
 def enough_memory(advice: str, error: type[Exception] = UserError) -> Iterator[None]:
     """Turns an error of memory, of a device or of this machine, into ``error``: one line that

@@ -10,8 +10,9 @@ import io
 import math
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from rfpp_core.images.buffers import MEMORY, Buffers
 from rfpp_core.pairs.spec import Pairs, PairSpec
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.rng import StepRNG
+from rfpp_core.storage.zarr_arrays import Codec
 
 SIDES = (32, 64)
 N, SHARD, BATCH = 20_000, 2000, 512
@@ -68,8 +70,25 @@ def _of_side(folder: Path, n: int, side: int) -> list[Figure]:
     }
     name = f"of 3x{side}x{side}, a core"
     return [
+        *_codecs(folder, images, n, side),
         *rates(f"images {name}", "images/s", BATCH, in_turns(alone)),
         *rates(f"pairs {name}, noise made on the CPU", "pairs/s", BATCH, in_turns(with_noise)),
+    ]
+
+
+def _codecs(folder: Path, images: NDArray[np.uint8], n: int, side: int) -> list[Figure]:
+    """Bytes on disk and rate of decoding for each codec of the store."""
+    group, stores = f"codecs of 3x{side}x{side}, a core", dict[str, PairStore]()
+    for codec in get_args(Codec):
+        stores[codec] = pair_store(folder / f"{codec}.zarr", images, n, SHARD, codec)
+    raw = math.prod(images.shape[1:])
+    sizes = {codec: sum(f.stat().st_size for f in (store.path / "images").rglob("*")) / n
+             for codec, store in stores.items()}  # fmt: skip
+    reads = in_turns({codec: partial(store.read, 0, SHARD) for codec, store in stores.items()})
+    return [
+        Figure(group, "raw", raw, "bytes", 1.0),
+        *(Figure(group, codec, size, "bytes", size / raw) for codec, size in sizes.items()),
+        *(f._replace(name=f"{f.name}, read") for f in rates(group, "images/s", SHARD, reads)),
     ]
 
 
@@ -108,10 +127,13 @@ def photographs(n: int, side: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
 
 
-def pair_store(path: Path, images: NDArray[np.uint8], n: int, shard: int) -> PairStore:
+def pair_store(
+    path: Path, images: NDArray[np.uint8], n: int, shard: int, codec: Codec = "blosc"
+) -> PairStore:
     """A complete store of n pairs as if made of the noise of seed 0; its shards repeat images."""
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    spec = PairSpec("bench", "euler", 1, "uniform", 1.0, 0, 0, shape, shard, shard)
+    spec = PairSpec("bench", "euler", 1, "uniform", 1.0, 0, 0, shape, shard, shard,
+                    codec=codec)  # fmt: skip
     store = PairStore.create(path, spec, n)
     for k in range(store.shards):
         start, stop = store.span(k)

@@ -129,14 +129,14 @@ def _parts(setup: Setup, device: torch.device) -> dict[str, Action]:
     times = objective.training_times(recipe.times)
     x, z, _ = setup.coupling(batch, _draws(config, 0, device))
     t = times(_draws(config, 0, device)).to(x.dtype)
-    x_t, dtype = interpolate(x, z, t), trainer.PRECISIONS.get(config.precision)
+    x_t = interpolate(x, z, t)
     state.net.train()
     whole = trainer.train(state, batches, setup.loss, config)
     next(whole)  # compiles
 
     def network() -> None:
         state.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with runtime.autocast(device, config.precision):
             v = setup.net(x_t, t, None)
         v.float().backward(torch.ones_like(x))
 
@@ -165,8 +165,7 @@ def _of_peak(group: str, setup: Setup, seconds: float, device: torch.device) -> 
     x = torch.zeros(setup.recipe.batch, *shape, device=device)
     with FlopCounterMode(display=False) as counter:
         setup.state.net(x, x.new_full((len(x),), 0.5), None).sum().backward()
-    dtype = trainer.PRECISIONS.get(setup.config.precision, torch.float32)
-    a = torch.randn(8192, 8192, device=device, dtype=dtype)
+    a = torch.randn(8192, 8192, device=device, dtype=runtime.dtype_of(setup.config.precision))
     product = in_turns({"": waiting(lambda: a @ a, device)})[""]
     reached, peak = counter.get_total_flops() / seconds / 1e12, 2 * 8192**3 / product / 1e12
     return [Figure(group, "the network's operations", reached, "TFLOP/s", reached / peak),

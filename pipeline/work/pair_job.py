@@ -69,6 +69,9 @@ def job_of(name: str, config: Params) -> PairJob:
         start=metadata.get("start", 1.0),
         source=real["digest"] if inverts else "",
         noise_kind="stored" if inverts else "seeded",
+        precision=row.precision,
+        compile=row.compile,
+        codec=row.codec,
     )
     path = str(teacher.resolve())
     if inverts:

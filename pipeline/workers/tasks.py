@@ -9,13 +9,14 @@ import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfpp_core import runtime
 from rfpp_core.config import build
@@ -44,7 +45,7 @@ def make_shard(store_path: str, teacher: str, shard: int) -> Made:
     workers nor the order of shards can change an image.
     """
     store = PairStore.open(Path(store_path), check_noise=False)
-    spec, flow = store.spec, _teacher(teacher)
+    spec, flow = store.spec, _teacher(teacher, store.spec.compile)
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is no longer the teacher of {store_path}")
     return _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
@@ -53,7 +54,7 @@ def make_shard(store_path: str, teacher: str, shard: int) -> Made:
 def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
     """Inverts one shard of real images to noise and commits both."""
     store = PairStore.open(Path(store_path), check_noise=False)
-    flow, spec = _teacher(teacher), store.spec
+    flow, spec = _teacher(teacher, store.spec.compile), store.spec
     if flow.digest != spec.teacher:
         raise UserError(f"{teacher} is no longer the teacher of {store_path}")
     return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
@@ -100,8 +101,8 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
         teacher: its teacher's model file.
         rest: the path of the real images, if they were inverted; then the shard.
     """
-    store, flow = PairStore.open(Path(store_path)), _teacher(teacher)
-    spec, shard = store.spec, int(rest[-1])
+    store, shard = PairStore.open(Path(store_path)), int(rest[-1])
+    spec, flow = store.spec, _teacher(teacher, store.spec.compile)
     start, stop = store.span(shard)
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
@@ -124,9 +125,8 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
 def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
     """The micro-batch of pairs from ``start`` on."""
     index = spec.index(start, start + spec.micro_batch)
-    sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
     z, y = _noise(flow, spec, start), spec.y(index.to(flow.device))
-    images = to_uint8(draw(flow.field, z, y, sampler, start=spec.start).x).cpu().numpy()
+    images = to_uint8(_drawn(flow, spec, z, y)).cpu().numpy()
     return Pairs(np.ascontiguousarray(images), _labels(spec.y(index), len(index)), None)
 
 
@@ -140,11 +140,20 @@ def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     real = image_store.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
     x = to_float(torch.from_numpy(real.images)).to(flow.device)
     y = torch.from_numpy(real.labels).long() if spec.classes else None
-    sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
     label = None if y is None else y.to(flow.device)
-    z = draw(flow.field, x, label, sampler, backwards=True, start=spec.start).x
+    z = _drawn(flow, spec, x, label, backwards=True)
     noise = np.ascontiguousarray(z.float().cpu().numpy())
     return Pairs(real.images, _labels(y, len(noise)), noise)
+
+
+def _drawn(
+    flow: Flow, spec: PairSpec, state: Tensor, y: Tensor | None, backwards: bool = False
+) -> Tensor:
+    """The ODE's other end of a micro-batch, float32 (B, C, H, W)."""
+    sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
+    runtime.exact(tf32=spec.precision == "tf32")
+    with runtime.autocast(flow.device, spec.precision):
+        return draw(flow.field, state, y, sampler, backwards, spec.start).x.float()
 
 
 def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
@@ -152,6 +161,10 @@ def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(path: str) -> Flow:
+def _teacher(path: str, compiled: bool) -> Flow:
     runtime.exact()
-    return build.load_flow(path, runtime.device())
+    flow = build.load_flow(path, runtime.device())
+    if not compiled:
+        return flow
+    field: nn.Module = torch.compile(flow.field)  # type: ignore[assignment]
+    return replace(flow, field=field)

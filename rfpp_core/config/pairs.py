@@ -40,6 +40,19 @@ class PairSet(Section):
     guidance: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="guidance scale of a conditional teacher; 1: no guidance"
     )
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="of the teacher's network; bf16 is several times faster on recent GPUs, and "
+        "makes slightly other images",
+    )
+    compile: bool = Field(
+        default=False, description="compile the teacher's network, by torch.compile"
+    )
+    codec: Literal["blosc", "delta-zstd"] = Field(
+        default="blosc",
+        description="of the stored images; delta-zstd is an eighth smaller, half as fast to "
+        "read, and for zarr-python alone",
+    )
     path: PathText | None = Field(default=None, description="the store, of source: import")
     digest: Sha256 | None = Field(default=None, description="digest that `path` must have")
 

@@ -19,7 +19,7 @@ from rfpp_core.errors import Corrupted, UserError, quoted
 from rfpp_core.images.buffers import MEMORY, Buffers, flush
 from rfpp_core.images.decode import CorruptImage, Pixels
 from rfpp_core.images.sources import Source
-from rfpp_core.storage.zarr_arrays import create_array, open_group
+from rfpp_core.storage.zarr_arrays import Layout, create_array, open_group
 
 Split = Literal["train", "held_out"]
 
@@ -204,10 +204,9 @@ class _Writer:
 
     def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
         self.chunk, self.sha, self.own, self.done = min(self.CHUNK, n), sha, hashlib.sha256(), 0
-        self.images: Any = create_array(
-            group, "images", (n, *shape), "uint8", self.chunk, self.chunk
-        )
-        self.labels: Any = create_array(group, "labels", (n,), "int16", n, None)
+        layout = Layout(shape, "uint8", self.chunk, self.chunk)
+        self.images: Any = create_array(group, "images", n, layout)
+        self.labels: Any = create_array(group, "labels", n, Layout((), "int16", n, None))
         self.pixels: list[NDArray[np.uint8]] = []
         self.numbers: list[int] = []
 

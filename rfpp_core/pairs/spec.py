@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfpp_core import rng
-from rfpp_core.storage.zarr_arrays import digest_of
+from rfpp_core.storage.zarr_arrays import Codec, Layout, digest_of
 
 FORMAT = 1
-FREE = ("start", "source", "noise_kind")  # fields with a default that may differ from it
+# fields with a default that may differ from it
+FREE = ("start", "source", "noise_kind", "precision", "compile", "codec")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class PairSpec:
         source: digest of the real images, where those were inverted; else empty.
         noise_kind: "seeded" where noise is a function of (seed, i), "stored" where it has no
             seed, as that of inverted images.
+        precision, compile: of the network.
+        codec: of the stored images.
     """
 
     teacher: str
@@ -58,6 +61,9 @@ class PairSpec:
     dtype: str = "uint8"
     scale: str = "x = q / 127.5 - 1"
     format: int = FORMAT
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    codec: Codec = "blosc"
 
     @property
     def document(self) -> dict[str, Any]:
@@ -72,19 +78,19 @@ class PairSpec:
         return {k: v for k, v in self.document.items() if v != defaults[k]}
 
     @property
-    def arrays(self) -> dict[str, tuple[tuple[int, ...], str, int, int | None]]:
-        """Layout of each array of the store: an entry's shape, type, chunk and shard length."""
+    def arrays(self) -> dict[str, Layout]:
+        """Layout of each array of the store."""
 
         def divisor(most: int) -> int:
             """The longest chunk up to ``most`` that divides a shard."""
             return next(c for c in range(min(most, self.shard), 0, -1) if self.shard % c == 0)
 
-        arrays: dict[str, tuple[tuple[int, ...], str, int, int | None]] = {
-            "images": (self.shape, "uint8", divisor(1000), self.shard),
-            "labels": ((), "int16", self.shard, None),
+        arrays = {
+            "images": Layout(self.shape, "uint8", divisor(1000), self.shard, self.codec),
+            "labels": Layout((), "int16", self.shard, None),
         }
         if self.stored:
-            arrays["noise"] = (self.shape, "float32", divisor(100), self.shard)
+            arrays["noise"] = Layout(self.shape, "float32", divisor(100), self.shard)
         return arrays
 
     def index(self, start: int, stop: int) -> Tensor:

@@ -62,8 +62,8 @@ class PairStore:
         building = path.with_name(f".{path.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         group = zarr.open_group(building, mode="w-", zarr_format=3)
-        for name, (tail, dtype, chunk, shard) in spec.arrays.items():
-            create_array(group, name, (n, *tail), dtype, chunk, shard)
+        for name, layout in spec.arrays.items():
+            create_array(group, name, n, layout)
         group.attrs["rfpp"] = spec.document
         (building / "commits").mkdir()
         for meta in (*building.rglob("zarr.json"), building / "commits", building):
@@ -97,7 +97,7 @@ class PairStore:
         }
         if wrong := [f"{k} '{getattr(spec, k)}'" for k in fixed if getattr(spec, k) != fixed[k]]:
             raise UserError(f"{path} has {', '.join(wrong)}; this version reads {fixed}")
-        n = [check_array(path, group, name, *layout) for name, layout in spec.arrays.items()]
+        n = [check_array(path, group, name, layout) for name, layout in spec.arrays.items()]
         if min(n) < n[0]:  # the images'
             raise UserError(f"{path}: its arrays have {n} entries; the images' must be fewest")
         store = cls(path, group, spec)

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from rfpp_core.errors import UserError
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG, subkey
-from rfpp_core.runtime import Rank, process_rank
+from rfpp_core.runtime import Rank, autocast, process_rank
 from rfpp_core.storage import optimizer
 from rfpp_core.training import distributed, ema
 from rfpp_core.training.losses import LossFunction
 from rfpp_core.training.train_config import TrainConfig
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 # Updates skipped in a row that end a run: the loss scale of fp16 has then fallen from 65536 to
 # 1/16, where only a gradient above 10^6 overflows.
 MOST_SKIPS = 20
@@ -202,7 +201,7 @@ def _gradients(
     own = "" if rank.first else f":{rank.rank}"
     torch.manual_seed(subkey(config.seed, f"dropout:{state.step}{own}"))
     state.optimizer.zero_grad(set_to_none=True)
-    dtype, offset = PRECISIONS.get(config.precision), rank.rank * len(batch.x)
+    offset = rank.rank * len(batch.x)
     finite = torch.ones((), dtype=torch.bool, device=state.device)
     sums: dict[str, Tensor] = {}
     for start, part in _parts(batch, config.accumulate):
@@ -210,7 +209,7 @@ def _gradients(
         place = (offset + start, offset + stop)  # in the global batch
         draws = StepRNG(config.seed, state.step, config.batch, *place, state.device)
         with distributed.unsynchronised(net, last=stop == len(batch.x)):
-            with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+            with autocast(state.device, config.precision):
                 terms = loss(net, part, state.step, draws)
             means = {name: t.float().mean() / config.accumulate for name, t in terms.items()}
             total = torch.stack(list(means.values())).sum()

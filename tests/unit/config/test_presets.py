@@ -101,7 +101,7 @@ def test_the_family_has_a_row_of_every_objective_and_coupling():
     assert {recipe.objective for recipe in recipes} == set(objective.OBJECTIVES)
     assert {recipe.coupling for recipe in recipes} == {
         *objective.COUPLINGS, *objective.MATCHINGS}  # fmt: skip
-    assert {rows.teacher_of(name) for name in ("control", "mostly_at_one", "slim_annealed")} == {
+    assert {rows.teacher_of(name) for name in ("control", "rfpp", "slim_annealed")} == {
         "flow1"}  # fmt: skip
 
 
