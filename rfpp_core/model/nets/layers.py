@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rfpp_core.model.nets.group_norm import GroupNorm
+
 
 class Fourier(nn.Module):
     """Features ``[cos, sin](2 pi 2^k c)``, k spread over ``octaves``: (B,) -> (B, n)."""
@@ -42,9 +44,9 @@ class Attention(nn.Module):
         return x + mixed
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> GroupNorm:
     """Group normalisation in at most 32 groups of at least 4 channels."""
-    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+    return GroupNorm(math.gcd(32, channels // 4), channels)
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
