@@ -26,7 +26,7 @@ GIT = {
     "a detached HEAD": "git checkout -q --detach",
     "no git user": "git config user.useConfigOnly true",
     "a dirty tree": "echo '# mine' >> dvc.yaml",
-    "frozen and unfrozen": "dvc freeze {stage} && dvc unfreeze {stage}",
+    "a frozen stage": "dvc freeze prepare",  # DVC freezes no stage of a table
 }
 COMMANDS = ("dvc gc -w -f", "dvc checkout", "dvc status", "git stash -q")
 
@@ -62,7 +62,7 @@ def git_state(scene: Scene, rng: random.Random) -> None:
     """A git repository in a state that people leave it in."""
     name = rng.choice([*GIT])
     scene.notes["git"] = name
-    _to_the_end(scene, GIT[name].format(stage=scene.stage))
+    _to_the_end(scene, GIT[name])
 
 
 def command_meanwhile(scene: Scene, rng: random.Random) -> None:
