@@ -2,7 +2,7 @@
 
 An image is inverted under its label and re-generated under another.  In the first n steps of the
 re-generation, which are the last n of the inversion, every attention takes the values that it had
-in the inversion (arXiv 2411.04746, sec. 4; RF-Edit):
+in the inversion (RF-Edit, arXiv 2411.04746):
 
     softmax(Q K^T / sqrt(d)) V_inv    instead of    softmax(Q K^T / sqrt(d)) V,
 

@@ -5,14 +5,13 @@ import torch
 
 from rfpp_core import SamplerConfig
 from rfpp_core.config import build
-from rfpp_core.config.network import Network
 from rfpp_core.errors import UserError
 from rfpp_core.model.attention_values import ValueTap
 from rfpp_core.sampling import flow as flows
 from rfpp_core.sampling import value_sharing
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.value_sharing import evaluations, record, replay, translate
-from tests.helpers import randomised
+from tests.helpers import randomised, tiny_arch
 
 STEPS = 4
 NFE = {"euler": 4, "midpoint": 8, "rf-solver": 8, "heun": 8, "taylor:0.01": 8, "fireflow": 5}
@@ -21,10 +20,9 @@ SOLVERS = {solver: SamplerConfig(solver, nfe) for solver, nfe in NFE.items()}
 MIDPOINT = SOLVERS["midpoint"]
 
 
-def flow_with(attention, classes=3):
-    network = Network(channels=8, multipliers=(1, 2), attention=attention, conditional=True)
-    net = randomised(build.field(build.architecture(network, (1, 8, 8), classes)))
-    return Flow(net.requires_grad_(False).eval(), (1, 8, 8), classes)
+def flow_with(attention):
+    net = randomised(build.field(tiny_arch(classes=3, attention=attention)))
+    return Flow(net.requires_grad_(False).eval(), (1, 8, 8), classes=3)
 
 
 @pytest.fixture(scope="module")
