@@ -12,7 +12,7 @@ more of the image is to stay.
 A step has as many evaluations as its solver has stages, and values are kept for each: by the
 step, counted from the noise in either direction, and the stage in it.  So values of a midpoint
 come from the same time, and those of a step's start from the other end of the same interval, at
-which the inversion starts its step.
+which the inversion starts its step; so do those of Heun's second stage.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """RF-Edit's value sharing: what must be equal to the bit, and what is kept for which step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,18 @@ def test_nothing_shared_is_the_plain_solver_to_the_bit(flow, solver, guidance):
     z = flow.invert(pictures(), SOLVERS[solver], [0])
     assert torch.equal(found.noise, z)
     assert torch.equal(found.images, flow.decode(z, sampler, [2]))
+
+
+def test_a_flow_that_starts_early_with_a_state_in_double_precision(flow):
+    """As of an imported EDM teacher."""
+    early = replace(flow, metadata={"start": 80 / 81})
+    sampler = SamplerConfig("edm-heun", 8, "karras")
+    found = translate(early, pictures(), 0, 2, sampler, share=0)
+    assert torch.equal(found.noise, early.invert(pictures(), sampler, [0]))
+    assert torch.equal(found.images, early.decode(found.noise, sampler, [2]))
+    with ValueTap(early.field) as tap:
+        images, values = record(early, tap, found.noise, ys(1), sampler, 4, backwards=False)
+        assert torch.equal(replay(early, tap, found.noise, ys(1), sampler, values), images)
 
 
 @EACH
