@@ -93,7 +93,7 @@ def translate(
 
     They are inverted under one label and decoded under the other.  Writes strip.png, a row per
     image, and noises.npz.  With --share N, the first N steps of decoding take the attention
-    values of the inversion, which keeps more of an image (docs/methods/rf_solver.md).
+    values of the inversion, so as to keep more of an image (docs/methods/rf_solver.md).
     """
     flow, x, sampler = _open(model, images, solver, nfe)
     if not flow.classes:
