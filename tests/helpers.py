@@ -22,8 +22,9 @@ ROOT = Path(__file__).parent.parent
 SMOKE = presets.composed("smoke")  # the text of a params file
 
 
-def tiny_arch(classes: int = 0, precond: str = "velocity") -> dict:
-    network = Network(channels=8, multipliers=(1, 2), precond=precond, conditional=classes > 0)
+def tiny_arch(classes: int = 0, precond: str = "velocity", attention: int = 0) -> dict:
+    network = Network(channels=8, multipliers=(1, 2), precond=precond, conditional=classes > 0,
+                      attention=attention)  # fmt: skip
     return build.architecture(network, (1, 8, 8), classes)
 
 
@@ -36,9 +37,9 @@ def randomised(field: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return field
 
 
-def save_tiny(path: Path, classes: int = 0, seed: int = 0) -> Path:
+def save_tiny(path: Path, classes: int = 0, seed: int = 0, attention: int = 0) -> Path:
     """A model file of an untrained flow."""
-    arch = tiny_arch(classes)
+    arch = tiny_arch(classes, attention=attention)
     metadata = {
         "architecture": arch,
         "provenance": {"stage": "train", "budget": 1, "budget_with_ancestors": 1},

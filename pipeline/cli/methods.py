@@ -94,12 +94,14 @@ METHODS = (
         "optimality beyond its own cost, or a better distance",
     ),
     Method(
-        "RF-Solver, and FireFlow", "arXiv:2411.04746", "rf_solver",
+        "RF-Solver, RF-Edit, and FireFlow", "arXiv:2411.04746", "rf_solver",
         "the midpoint rule under the name of the release, its finite difference with a step of "
-        "one's own, and FireFlow (arXiv:2412.07517), which reuses a velocity",
-        "solver: rf-solver, taylor:0.01 or fireflow",
-        ("unit/sampling/test_rf_solver.py",),
-        "its third order, RF-Edit, or a gain at few evaluations",
+        "one's own, and FireFlow (arXiv:2412.07517), which reuses a velocity; translation that "
+        "shares attention values with the inversion",
+        "solver: rf-solver, taylor:0.01 or fireflow; rfpp translate --share 3",
+        ("unit/sampling/test_rf_solver.py", "unit/sampling/test_value_sharing.py",
+         "unit/model/test_attention_values.py"),
+        "its third order, a gain at few evaluations, or edits of photographs or by text",
     ),
 )  # fmt: skip
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
+from tests.helpers import save_tiny
+
 LABELLED = ["--model", "labelled.safetensors"]
+ATTENTIVE = ["--model", "attentive.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def attentive(here):
+    """A conditional flow whose network has attention."""
+    return save_tiny(here / "attentive.safetensors", classes=3, attention=1)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +46,21 @@ def test_editing(here, pictures, rfpp, tmp_path, args, said, noises):
         (["interpolate", "pictures/0.png", "--model", "flow.safetensors"], "takes two images"),
         (["translate", "pictures", "--model", "flow.safetensors", "--from", "0", "--to", "1"],
          "without labels"),
+        (["translate", "pictures", *LABELLED, "--from", "0", "--to", "1", "--share", "1"],
+         "no attention"),
+        (["translate", "pictures", *ATTENTIVE, "--from", "0", "--to", "1", "--share", "9"],
+         "share is 9, but 8 NFE of euler are 8 steps; give 1 to 8"),
+        (["translate", "pictures", *ATTENTIVE, "--from", "0", "--to", "1", "--share", "-1"],
+         "share is -1"),
+        (["translate", "pictures", *ATTENTIVE, "--from", "0", "--to", "1", "--share", "2",
+          "--solver", "midpoint", "--nfe", "7"], "give 8"),
+        (["translate", "pictures", *ATTENTIVE, "--from", "0", "--to", "1", "--share", "2",
+          "--solver", "rk45"], "no steps that lead both ways"),
+        (["translate", "pictures", *ATTENTIVE, "--from", "0", "--to", "7", "--share", "2"],
+         "out of range 0..2"),
     ],
 )  # fmt: skip
-def test_editing_mistakes(here, pictures, rfpp, args, message):
+def test_editing_mistakes(here, pictures, labelled, attentive, rfpp, args, message):
     done = rfpp(*args, cwd=here)
     assert done.returncode == 2
     assert message in done.stderr
@@ -55,3 +76,19 @@ def test_translation_is_guided(here, pictures, labelled, rfpp):
         assert done.returncode == 0, done.stderr
         strips.append((here / "guided/strip.png").read_bytes())
     assert strips[0] != strips[1]
+
+
+def test_translation_shares_values(here, pictures, attentive, rfpp):
+    """None by default; the inversion is the same, and what follows is not."""
+    said, noises, strips = [], [], []
+    for share in ([], ["--share", 0], ["--share", 3]):
+        done = rfpp("translate", "pictures", *ATTENTIVE, "--from", 0, "--to", 1, *share,
+                    "--solver", "rf-solver", "--out", here / "shared", cwd=here)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+        noises.append(np.load(here / "shared/noises.npz")["noise"])
+        strips.append((here / "shared/strip.png").read_bytes())
+    assert said[0] == said[1] == f"3 images from class 0 to 1 -> {here / 'shared'}\n"
+    assert "values of 3 steps shared, 0.0123 MB an image; mean square change" in said[2]
+    assert strips[0] == strips[1] != strips[2]
+    assert (noises[0] == noises[2]).all()

@@ -35,7 +35,7 @@ def results(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("run")
     for name in ("flow1", "flow2"):
         save_tiny(home / f"models/{name}.safetensors")
-    save_tiny(home / "conditional.safetensors", classes=10)
+    save_tiny(home / "conditional.safetensors", classes=10, attention=1)
     spec = spec_for(shard=100, micro_batch=50)
     (home / "data").mkdir()
     store = PairStore.create(home / "data/pairs2.zarr", spec, 100)
@@ -70,7 +70,7 @@ def type_in(command: str) -> None:
 @pytest.mark.parametrize(("page", "command"), [row for row in SHELL if row[1] not in EXPORTS])
 def test_commands_run(here, page, command):
     command, _, _ = command.partition("#")
-    if "translate" in command:  # of a conditional flow
+    if "translate" in command:  # of a conditional flow with attention
         command += " --model conditional.safetensors"
     type_in(command.replace("10000", "100"))
     if out := re.search(r"--out (\S+)", command):
