@@ -44,7 +44,8 @@ Variables of other programs that matter here:
 | `PREFECT_API_URL` | a private server, which ends with the run | a Prefect server to report to |
 | `TORCH_HOME` | `.work/torch` | where weights of Inception and VGG16 are downloaded to |
 | `MPLCONFIGDIR` | `.work/matplotlib` | cache of matplotlib |
-| `OMP_WAIT_POLICY` | `passive` | threads that wait do not spin, which helps on shared cores |
+| `OMP_WAIT_POLICY` | `passive` | threads that wait sleep, which helps on shared cores |
+| `GOMP_SPINCOUNT` | 5000 | for how many rounds they spin before, which helps on idle cores |
 | `CUDA_VISIBLE_DEVICES` | all | which GPUs there are; Dask workers need one each |
 
 Past runs of the private server: `PREFECT_HOME=.work/prefect prefect server start`.

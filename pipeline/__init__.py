@@ -5,9 +5,9 @@ import signal
 import sys
 
 # How long threads of GCC's OpenMP spin when they wait for work, in rounds.  With other work on the
-# cores spinning takes its time and their own (a training step of digits takes seven times as long);
-# without any spinning a step takes half as long again on idle cores, since a thread is woken for
-# every operator.  This many are a few microseconds.  OpenMP reads it when torch is imported.
+# cores spinning takes its time and their own: a training step of digits takes seven times as long.
+# Without any a step takes half as long again on idle cores, since threads are woken for every
+# operator.  This many are some microseconds.  OpenMP reads it when torch is imported.
 if os.environ.setdefault("OMP_WAIT_POLICY", "passive") == "passive":
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 

@@ -31,7 +31,7 @@ def test_on_a_cpu(native, key, index, size):
         assert torch.equal(cpu.normal(key, index, size), box_muller.normal(key, index, size))
 
 
-def test_on_several_threads_and_in_one_long_draw():
+def test_in_many_draws_and_in_one_long_draw():
     for index, size in ((torch.arange(3000), 64), (torch.arange(2), 200_001)):
         assert torch.equal(cpu.normal(7, index, size), box_muller.normal(7, index, size))
 
