@@ -26,6 +26,7 @@ from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.couplings.matched import Matching
 from rfpp_core.training.couplings.ot import ot
 from rfpp_core.training.couplings.paired import seeded, stored
+from rfpp_core.training.couplings.transfer import transfer
 from rfpp_core.training.guided import flow_guided
 from rfpp_core.training.segments import straightening
 
@@ -59,6 +60,10 @@ COUPLINGS: Choices[Callable[[Recipe], Coupling]] = {  # of real images
 MATCHINGS: Choices[Callable[[Recipe], Matching]] = {  # of real images, over several batches
     "dansm": lambda p: Matching(dansm, p.match or 8 * p.batch),
     "ot": lambda p: Matching(ot, p.match or p.batch),
+}
+
+TRANSFERS: Choices[Callable[[Tensor], Coupling]] = {  # of real images, by those of the source
+    "transfer": lambda source: transfer(source),
 }
 
 PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by their noise
