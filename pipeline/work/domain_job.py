@@ -84,16 +84,18 @@ def problems(
         classes: of the images.
         train, held_out: labels of the splits.
     """
-    for name in config.flows:
+    for name, row in config.flows.items():
         domains = config.domains_of(name)
         if domains is None:
+            continue
+        yield from _small_batches(config, name, domains, train)
+        if not row.domains.source:  # those of its start or its pairs, which are checked there
             continue
         if unknown := [y for y in (*domains.source, *domains.target) if y >= classes]:
             yield (f"flows.{name} is of class {unknown[0]} (domains), and the images have "
                    f"{classes or 'no'} classes{f', 0 to {classes - 1}' if classes else ''}; name "
                    f"classes that they have")  # fmt: skip
             continue
-        yield from _small_batches(config, name, domains, train)
         yield from _too_few(name, config, *(
             int(np.isin(part, side).sum()) for part, side in
             ((held_out, domains.source), (held_out, domains.target), (train, domains.target))
@@ -106,7 +108,7 @@ def _small_batches(
     recipe, data = config.recipe_of(name), config.flows[name].data
     side = "target" if data == IMAGES else "source"  # whose images the epochs go through
     n = int(np.isin(train, getattr(domains, side)).sum())
-    if recipe.steps and recipe.batch > n:
+    if n and recipe.steps and recipe.batch > n:
         yield (f"recipes.{config.flows[name].recipe}.batch is {recipe.batch} but there are only "
                f"{n} training images of the {side} domain of flows.{name}; lower it or give "
                f"more")  # fmt: skip

@@ -27,7 +27,9 @@ from rfpp_core.training.couplings.matched import Matching
 from rfpp_core.training.couplings.ot import ot
 from rfpp_core.training.couplings.paired import seeded, stored
 from rfpp_core.training.couplings.transfer import transfer
+from rfpp_core.training.features import feature_weighted
 from rfpp_core.training.guided import flow_guided
+from rfpp_core.training.perceptual import Perceptual
 from rfpp_core.training.segments import straightening
 
 InverseCDF: TypeAlias = Callable[[Tensor], Tensor]
@@ -195,6 +197,13 @@ def _flow_map(parts: Parts) -> losses.LossFunction:
     )
 
 
+def _features(parts: Parts) -> losses.LossFunction:
+    recipe, net = parts.recipe, parts.perceptual
+    assert isinstance(net, Perceptual)  # the recipe names one
+    times = training_times(recipe.times)
+    return feature_weighted(parts.coupling, times, net.layers, recipe.label_dropout)
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
     "segments": _segments,
@@ -202,6 +211,7 @@ OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "diffusion": _diffusion,
     "phased": _phased,
     "flow_map": _flow_map,
+    "features": _features,
 }
 
 
