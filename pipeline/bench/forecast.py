@@ -60,7 +60,7 @@ def rows(probe: Probe) -> Iterator[Row]:
 def _generation(probe: Probe, name: str, pairs: PairSet, start: float) -> Row:
     if pairs.source == "import":
         return Row("generate", name, start, 0, 0, "imported")
-    network, inverts = probe.params.network_of(pairs.teacher), pairs.source == "images"
+    network, inverts = probe.params.network_of(pairs.teacher), pairs.source in ("images", "domain")
     n = probe.data.train if inverts else pairs.n or 0
     sampler = SamplerConfig(pairs.solver, pairs.nfe, guidance=pairs.guidance)
     forwards = n * sampler.forwards

@@ -83,7 +83,8 @@ def coupling(
 def _flow(config: Params, given: str | None) -> str:
     """The named flow, or the first on images."""
     on_images = [name for name, row in config.flows.items()
-                 if row.data == IMAGES and config.recipe_of(name).steps]  # fmt: skip
+                 if row.data == IMAGES and config.recipe_of(name).steps
+                 and config.domains_of(name) is None]  # fmt: skip
     if not on_images:
         raise UserError("no flow of params.yaml is trained on images; noise is matched for those "
                         "alone")  # fmt: skip

@@ -61,10 +61,13 @@ def sample(
 
     from pipeline.console import save_arrays, save_grid
     from rfpp_core.images.pixels import to_uint8
+    from rfpp_core.sampling.transfer import Transfer
 
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"{out} must end in .png or .npz")
     flow = open_flow(model, runtime.device())
+    if isinstance(flow, Transfer):
+        raise UserError(f"{model}: {flow.refusal}")
     rows = out.suffix == ".png" and label is None and flow.classes > 0
     n = n if n is not None else ROW * min(flow.classes, ROWS) if rows else 64
     chosen = sampler(flow, nfe, solver, grid, guidance)
@@ -112,6 +115,7 @@ def open_flow(path: Path, device: torch.device) -> Flow:
     """
     from rfpp_core.config import build
     from rfpp_core.sampling.flow_map import as_map
+    from rfpp_core.sampling.transfer import as_transfer
     from rfpp_core.storage import checkpoint
 
     if not path.is_dir() and not (path.name.startswith("state-") and _identity(path).exists()):
@@ -121,22 +125,25 @@ def open_flow(path: Path, device: torch.device) -> Flow:
         raise UserError(f"{path} holds no training state (state-*.safetensors); name a model file "
                         f"or a folder of .work")  # fmt: skip
     tensors = {name[4:]: t for name, t in state.tensors.items() if name.startswith("ema.")}
-    metadata = {"architecture": _architecture(path), "provenance": {"stage": "state"}}
+    metadata = {"provenance": {"stage": "state"}, **_described(path)}
     loaded = checkpoint.Loaded(tensors, metadata, checkpoint.digest(tensors))
-    return as_map(build.flow_of(loaded, path, device))
+    return as_transfer(as_map(build.flow_of(loaded, path, device)))
 
 
 def _identity(path: Path) -> Path:
     return (path if path.is_dir() else path.parent) / "identity.json"
 
 
-def _architecture(path: Path) -> dict[str, Any]:
-    """The architecture of a training, from the identity beside its states."""
+def _described(path: Path) -> dict[str, Any]:
+    """The architecture of a training, and its domains if it has any, from the identity beside its
+    states."""
     try:
-        found = json.loads(_identity(path).read_text())["architecture"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = None
+        document = json.loads(_identity(path).read_text())
+        found, (data, *_) = document["architecture"], document.get("data", [{}])
+        domains = {"domains": data["domains"]} if "domains" in data else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found, domains = None, {}
     if not isinstance(found, dict):
         raise UserError(f"{_identity(path)} names no architecture; it is written beside the "
                         f"states of a training")  # fmt: skip
-    return found
+    return {"architecture": found, **domains}

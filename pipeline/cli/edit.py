@@ -1,4 +1,4 @@
-"""``rfpp invert``, ``interpolate`` and ``translate``: a flow applied to given images.
+"""``rfpp transfer``, ``invert``, ``interpolate`` and ``translate``: a flow applied to images.
 
 All take image files, folders or zips; images of any size are cut and resized to the flow's own.
 """
@@ -23,6 +23,7 @@ from rfpp_core.images import pixels, sources
 from rfpp_core.sampling import value_sharing
 from rfpp_core.sampling.flow import Flow, sampler_for, slerp
 from rfpp_core.sampling.sampler import SamplerConfig
+from rfpp_core.sampling.transfer import Transfer
 
 Model = Annotated[Path, typer.Option(help="model file")]
 Paths = Annotated[list[Path], typer.Argument(help="image files, folders or zips")]
@@ -36,6 +37,33 @@ enough_memory = runtime.enough_memory("give fewer images, free the device or set
 
 
 @enough_memory
+def transfer(
+    images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
+    solver: Solver = "euler",
+    backwards: Annotated[
+        bool, typer.Option("--backwards", help="from the target domain to the source")
+    ] = False,
+) -> None:  # fmt: skip
+    """Translates images from the source domain of a flow to its target.
+
+    The flow must be one between two sets of images (`domains` in its row of params.yaml).  Writes
+    images.npz, and strip.png with a row per image.
+    """
+    flow, x, sampler = _open(model, images, solver, nfe)
+    if not isinstance(flow, Transfer):
+        raise UserError(f"{model} starts from noise, not from images; name a flow with domains, "
+                        f"or use `rfpp translate` between classes of a conditional "
+                        f"flow")  # fmt: skip
+    moved = flow.invert(x, sampler) if backwards else flow.decode(x, sampler)
+    sides = ("target", "source") if backwards else ("source", "target")
+    names = [", ".join(map(str, flow.domains[side])) for side in sides]
+    save_arrays(out / "images.npz", {"images": pixels.to_uint8(moved).numpy(),
+                                     "given": pixels.to_uint8(x).numpy()})  # fmt: skip
+    save_grid(torch.stack((x, moved), 1).flatten(0, 1), out / "strip.png", 2)
+    print(f"{len(x)} images from classes {names[0]} to {names[1]} -> {out}")
+
+
+@enough_memory
 def invert(
     images: Paths, model: Model = DEFAULT_MODEL, out: Out = OUT, nfe: Nfe = 8,
     solver: Solver = "euler", label: Label = None,
@@ -44,7 +72,7 @@ def invert(
 
     Writes noises.npz and strip.png: image, noise and reconstruction.
     """
-    flow, x, sampler = _open(model, images, solver, nfe)
+    flow, x, sampler = _from_noise(model, images, solver, nfe)
     labels = _labels(label)
     z = flow.invert(x, sampler, labels)
     back = flow.decode(z, sampler, labels)
@@ -65,7 +93,7 @@ def interpolate(
 
     Their noise is interpolated spherically and decoded.  Writes strip.png and noises.npz.
     """
-    flow, x, sampler = _open(model, images, solver, nfe)
+    flow, x, sampler = _from_noise(model, images, solver, nfe)
     if len(x) < 2 or not 2 <= steps <= MOST:
         raise UserError(f"interpolation takes two images and 2 to {MOST} steps; got {len(x)} and "
                         f"{steps}")  # fmt: skip
@@ -111,6 +139,16 @@ def translate(
         size = value_sharing.bytes_an_image(flow, guided, share)
         print(f"values of {share} steps shared, {size / 1e6:.3g} MB an image; mean square change "
               f"of the images {float((moved - x).square().mean()):.4g}")  # fmt: skip
+
+
+def _from_noise(
+    model: Path, paths: Sequence[Path], solver: str, nfe: int
+) -> tuple[Flow, Tensor, SamplerConfig]:
+    """:func:`_open` of a flow whose images have noise."""
+    flow, x, sampler = _open(model, paths, solver, nfe)
+    if isinstance(flow, Transfer):
+        raise UserError(f"{model}: {flow.refusal}")
+    return flow, x, sampler
 
 
 def _open(

@@ -29,6 +29,7 @@ USAGE: Any = typer.BadParameter.__mro__[1]  # a command line that cannot be pars
 app.command()(presets.preset)
 app.command()(draw.sample)
 app.command()(grid.grid)
+app.command()(edit.transfer)
 app.command()(edit.invert)
 app.command()(edit.interpolate)
 app.command()(edit.translate)

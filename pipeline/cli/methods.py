@@ -46,7 +46,17 @@ METHODS = (
         "encoder, transport cost and straightness of every round",
         "pairs and flows: a row a round; recipes: times fixed at 1 or 0, or of a grid",
         ("unit/evaluation/test_rectified_flow.py", "unit/training/test_distillation.py"),
-        "the published FIDs; translation between two sets of images",
+        "the published FIDs",
+    ),
+    Method(
+        "Domain transfer by rectified flow", "arXiv:2209.03003", "transfer",
+        "flows from one set of images to another and back, reflow on their translations, a loss "
+        "by the features of a classifier, evaluation against the target",
+        "flows: domains; pairs: source: domain; recipes: objective: features; "
+        "rfpp transfer; preset: family",
+        ("unit/evaluation/test_rectified_flow.py", "unit/work/test_transfer.py",
+         "unit/training/test_features.py"),
+        "the paper's photographs, or that content is kept",
     ),
     Method(
         "SlimFlow", "arXiv:2407.12718", "slimflow",

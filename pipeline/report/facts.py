@@ -53,7 +53,7 @@ def lead(found: Results) -> Lead:
     other = teacher or flow
     bent, straight = (found.metrics[name]["straightness"] or math.nan for name in (other, flow))
     return Lead(
-        flow=flow, few=few, many=many, distance=distance, floor=found.floor(net),
+        flow=flow, few=few, many=many, distance=distance, floor=found.floor(net, flow),
         ratio=tables.excess(distance, flow, net, found), own=found.at(flow, net, many),
         teacher=teacher, of_teacher=(found.at(other, net, few), found.at(other, net, many)),
         straighter=bent / straight,
@@ -144,9 +144,9 @@ def said_of(net: str, found: Results) -> list[str]:
     if knows.get(net) in {recipe.loss.perceptual for recipe in trained}:
         shared = "ImageNet" if net.startswith("inception") else "the labels"
         said.append(f"The net of a training's loss and this one both know {shared}.")
-    if (best := found.at(_first_teacher(found), net, config.evaluate.many_nfe)) <= found.floor(
-        net
-    ):
+    first = _first_teacher(found)
+    best = found.at(first, net, config.evaluate.many_nfe)
+    if best <= found.floor(net, first):
         said.append(f"The teacher reaches the floor ({short(best)}), so there is no excess to "
                     f"measure by.")  # fmt: skip
     return said

@@ -48,7 +48,11 @@ def of_flow(flow: str, found: Results) -> list[Grid]:
             label = f"{row['nfe']} BOSS" if row["solver"] == SEARCHED else row["nfe"]
             file = f"{flow}/{row_name(row['solver'], row['nfe'])}.png"
             grids.append(_grid(label, file, caption, rows))
-    path = "from noise (left) to image (right) in 10 Euler steps"
+    domains = found.config.domains_of(flow)
+    if domains is not None:
+        grids.append(_grid("source", f"{flow}/source.png", "what is translated", []))
+    path = (f"from {'noise' if domains is None else 'source'} (left) to image (right) in 10 Euler "
+            f"steps")  # fmt: skip
     return [*grids, _grid("path", f"{flow}/trajectory.png", path, _of_rows(names, ROWS))]
 
 

@@ -50,8 +50,12 @@ class Results(NamedTuple):
     def class_names(self) -> list[str]:
         return [str(found["name"]) for found in self.summary["classes"]]
 
-    def floor(self, net: str) -> float:
-        """The distance of a bootstrap of the training images to all of them."""
+    def floor(self, net: str, flow: str | None = None) -> float:
+        """The distance of a bootstrap of the training images to all of them; of a flow between
+        two sets of images, to those of its target alone."""
+        if flow and self.config.domains_of(flow):
+            of_target: float = self.metrics[flow][DISTANCES[net]]["floor"]
+            return of_target
         return float(self.real[f"{net}/floor"][:, 0].mean())
 
     def at(self, flow: str, net: str, nfe: int) -> float:

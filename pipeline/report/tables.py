@@ -77,6 +77,8 @@ def data_of(flow: str, config: Params) -> str:
     if not recipe.steps:
         return "Imported, not trained" if config.is_imported(flow) else f"{row.start} as it is"
     data = f"Trained on {set_of(row.data, config)}"
+    if row.domains.source:
+        data += f" of the domains {row.domains.words}"
     if config.uses_mix(flow):
         data += f", {recipe.mix:.0%} of each batch from {set_of(row.mix, config)}"
     return data
@@ -92,14 +94,15 @@ def set_of(name: str, config: Params) -> str:
     how = f"by {row.teacher}: {row.solver}, {plural(row.nfe, 'evaluation')}"
     if row.guidance != 1:
         how += f", guidance {row.guidance:g}"
-    what = "real images sent to noise" if row.source == "images" else f"{row.n:,} pairs"
+    whats = {"images": "real images sent to noise", "domain": "translated images"}
+    what = whats.get(row.source) or f"{row.n or 0:,} pairs"
     return f"{name} ({what} {how})"
 
 
 def excess(distance: float, flow: str, net: str, found: Results) -> float:
     """Excess of a distance over the floor, as a multiple of that of the flow's teacher at many
     evaluations (of its own, if it has no teacher); NaN where the teacher reaches the floor."""
-    config, floor = found.config, found.floor(net)
+    config, floor = found.config, found.floor(net, flow)
     teacher = config.teacher_of(flow) or flow
     best = found.at(teacher, net, config.evaluate.many_nfe) - floor
     return (distance - floor) / best if best > 0 else math.nan

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import artifacts, console
-from pipeline.work import evaluation_job, grid_job, pictures, rows, workdir
+from pipeline.work import domain_job, evaluation_job, grid_job, pictures, rows, workdir
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
 from pipeline.work.training_data import check_fit
@@ -36,7 +36,8 @@ def request(config: Params, name: str) -> dict[str, Any]:
 @runtime.enough_memory("free the device or set RFPP_DEVICE=cpu")
 def run(name: str) -> None:
     config = params.load()
-    row, device = rows.named(config.flows, name, "flows"), runtime.device()
+    rows.named(config.flows, name, "flows")
+    device = runtime.device()
     requested = request(config, name)
     runtime.exact()
     real = Reference(config.features)
@@ -44,15 +45,16 @@ def run(name: str) -> None:
     real_images = image_store.metadata(artifacts.IMAGES)
     images, architecture = real_images["digest"], flow.metadata["architecture"]
     check_fit(artifacts.IMAGES, real_images["shape"], None, artifacts.model(name), architecture)
-    held_out = image_store.read(artifacts.IMAGES, "held_out")
+    flow, real, held_out, used = domain_job.evaluated(name, flow, real, config)
+    row = used.flows[name]
     with workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work:
         found = Results(work.path)
-        grids = grid_job.own(flow, config.evaluate, config.seed, found)
-        more = grid_job.samplers(grids, config.evaluate, row)
-        table = evaluation_job.table(flow, real, config, row, found, name, more)
-        errors = grid_job.add_errors(table, flow, grids, config.evaluate, row, found)
-        properties = evaluation_job.properties(flow, config, found, held_out, images)
-        properties |= evaluation_job.pairing(flow, config, found)
+        grids = grid_job.own(flow, used.evaluate, used.seed, found)
+        more = grid_job.samplers(grids, used.evaluate, row)
+        table = evaluation_job.table(flow, real, used, row, found, name, more)
+        errors = grid_job.add_errors(table, flow, grids, used.evaluate, row, found)
+        properties = evaluation_job.properties(flow, used, found, held_out, images)
+        properties |= evaluation_job.pairing(flow, used, found)
     workdir.confirm(requested, request(params.load(), name))
     files.write_csv(artifacts.table(name), table)
     provenance = flow.metadata["provenance"]
@@ -62,11 +64,11 @@ def run(name: str) -> None:
         **errors,
         "parameters": network_size.parameters(flow.field),
         "macs": network_size.macs(flow.field, flow.shape),
-        "images_per_second_nfe1": round(evaluation_job.speed(flow, config.evaluate.n)),
+        "images_per_second_nfe1": round(evaluation_job.speed(flow, used.evaluate.n)),
         "budget": provenance["budget"],
         "budget_with_ancestors": provenance["budget_with_ancestors"],
     })  # fmt: skip
-    pictures.draw(flow, name, config, more)
+    pictures.draw(flow, name, used, more)
     grid_job.publish(grids, name)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from pipeline import artifacts, console, settings
 from pipeline.stages import prepare
-from pipeline.work import pair_job, perceptual_net
+from pipeline.work import domain_job, pair_job, perceptual_net
 from pipeline.workers import pool
 from rfpp_core import runtime
 from rfpp_core.config import build
@@ -100,6 +100,7 @@ def _of_labels(config: Params, source: Source) -> Iterator[str]:
     held_out = prepare.held_out_of(config.dataset, source)
     labels = source.labels[~held_out], source.labels[held_out]
     yield from prepare.problems(config, source, *labels)
+    yield from domain_job.problems(config, len(source.classes), *labels)
 
 
 def _of_shape(config: Params, shape: Shape, classes: int) -> Iterator[str]:
@@ -203,10 +204,10 @@ def _checkpoint(name: str, row: NetworkRow) -> None:
 
 
 def _disk(config: Params, values: int, images: int) -> Iterator[str]:
-    """A pair takes a byte a value, an inverted one, whose noise is stored, five; pairs that are
-    already staged are subtracted."""
+    """A pair takes a byte a value, and one whose noise is stored (of images that are inverted or
+    translated) five; pairs that are already staged are subtracted."""
     made = sum(row.n or 0 for row in config.pairs.values())
-    inverted = sum(row.source == "images" for row in config.pairs.values())
+    inverted = sum(row.source in ("images", "domain") for row in config.pairs.values())
     pairs = artifacts.work() / "pairs"
     there = sum(file.stat().st_size for file in pairs.rglob("*") if file.is_file())
     need = values * (made + 5 * images * inverted) - there

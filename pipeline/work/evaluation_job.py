@@ -41,6 +41,7 @@ from rfpp_core.sampling.solver_table import (
     properties_of,
     row_name,
 )
+from rfpp_core.sampling.transfer import Transfer, states_of
 
 KIND = "evaluate"  # of staged work
 ROUND_TRIP_NFE = 8
@@ -67,13 +68,16 @@ def key_of(
         functions: those that measure it.
         module: of ``pipeline.work`` that they are in.
     """
-    return {
+    key = {
         "measured": what,
         "start": flow.start,
         "sampler": asdict(sampler),
         "device": flow.device.type,
         "code": code_of(flow, sampler, functions, module),
     }
+    if isinstance(flow, Transfer):
+        key["domains"] = {**flow.domains, "images": flow.source_digest}
+    return key
 
 
 def code_of(
@@ -83,6 +87,8 @@ def code_of(
     arch = build.architecture_of(flow.metadata["architecture"])
     grid = [] if sampler.times else [sampler.grid]
     names = tuple(identity.Name(f"pipeline.work.{module}", name) for name in functions)
+    if isinstance(flow, Transfer):
+        names += (identity.Name("rfpp_core.sampling.transfer", "Transfer"),)
     return dict(_code((*arch.names, sampler.solver, *grid), names))
 
 
@@ -241,6 +247,8 @@ def properties(
     key = key_of("inversion", flow, sampler, ["inversion"]) | {"images": images}
     values = found.once(key, lambda: inversion(flow, held_out, sampler))
     noise = flow_metrics.Inversion(*values)._asdict()
+    if isinstance(flow, Transfer):  # at t = 1 it has images, which need not be normal
+        noise = {name: value if name == "round_trip" else np.nan for name, value in noise.items()}
     return {
         **{name: rounded(value) for name, value in of_paths._asdict().items()},
         "round_trip": rounded(noise.pop("round_trip")),
@@ -251,7 +259,7 @@ def properties(
 def paths(flow: Flow, config: Params) -> flow_metrics.Paths:
     """How straight the paths of a flow are."""
     key, n = rng.subkey(config.seed, "straightness"), config.evaluate.straightness_n
-    z = rng.normal(key, torch.arange(n), flow.shape).to(flow.device)
+    z = states_of(flow, key, torch.arange(n)).to(flow.device)
     y = labels(flow, key, n)
     y = None if y is None else y.to(flow.device)
     return flow_metrics.paths(flow.field, z, y, flow.start)
@@ -268,7 +276,7 @@ def pairing(flow: Flow, config: Params, found: Results) -> dict[str, Any]:
 
 def ends(flow: Flow, config: Params) -> tuple[float, float]:
     key, n = rng.subkey(config.seed, "pairing"), config.evaluate.straightness_n
-    z = rng.normal(key, torch.arange(n), flow.shape)
+    z = states_of(flow, key, torch.arange(n))
     y = labels(flow, key, n)
     given = None if y is None else y.tolist()
     x, mirrored = (flow.decode(noise, ENDS, given) for noise in (z, z.flip(-1)))
@@ -304,7 +312,7 @@ def speed(flow: Flow, n: int) -> float:
 def spent(flow: Flow, sampler: SamplerConfig) -> int:
     """Network evaluations of an adaptive solver, counted on a micro-batch."""
     index = torch.arange(MICRO_BATCH)
-    z = rng.normal(0, index, flow.shape).to(flow.device)
+    z = states_of(flow, 0, index).to(flow.device)
     y = labels(flow, 0, MICRO_BATCH)
     y = None if y is None else y.to(flow.device)
     return draw(flow.field, z, y, sampler, start=flow.start).nfe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,12 @@ from pipeline import artifacts, console
 from pipeline.work import identity
 from rfpp_core import runtime
 from rfpp_core.config import section as sections
-from rfpp_core.config.evaluate import Features
+from rfpp_core.config.evaluate import Evaluate, Features
 from rfpp_core.errors import Corrupted, UserError
 from rfpp_core.evaluation import inception
 from rfpp_core.evaluation.classifier import Classifier
 from rfpp_core.evaluation.extractors import Extract, pooled_pixels
-from rfpp_core.evaluation.reference import ROWS, Real, real_of
+from rfpp_core.evaluation.reference import ROWS, Real, real_of, real_rows
 from rfpp_core.storage import checkpoint, files
 
 CODE = {  # where each net is defined
@@ -109,15 +110,37 @@ class Reference:
         parts = ("train", "held_out", *ROWS)
         names = [f"{net}/{part}" for net in section.nets for part in parts]
         arrays = reference_arrays(artifacts.REFERENCE, names)
+        self.nets: dict[str, str] = {
+            net: net_digest(net, section, tensors) for net in section.nets
+        }
         self.real: dict[str, Real] = {
             net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
         }
-        self.digests: dict[str, str] = {
-            net: self._digest(net, section, tensors) for net in section.nets
+        self.digests: dict[str, str] = {net: self._digest(net) for net in section.nets}
+        self.rows: dict[str, dict[str, NDArray[Any]]] = {
+            net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets
         }
-        self.rows = {net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets}
 
-    def _digest(self, net: str, section: Features, tensors: dict[str, Tensor]) -> str:
+    def restricted(
+        self, train: NDArray[np.bool_], held_out: NDArray[np.bool_], of: Evaluate, seed: int
+    ) -> Reference:
+        """The same of some of the real images alone, with the rows of them.
+
+        Args:
+            train: which of the training images, (N,).
+            held_out: which of the held-out ones.
+            of: how many samples there are, and how often.
+            seed: of the bootstraps.
+        """
+        found = copy.copy(self)
+        found.real = {net: real_of(real.train[train], real.held_out[held_out])
+                      for net, real in self.real.items()}  # fmt: skip
+        found.digests = {net: found._digest(net) for net in self.nets}
+        found.rows = {net: real_rows(real, of.n, of.seeds, of.neighbours, seed)
+                      for net, real in found.real.items()}  # fmt: skip
+        return found
+
+    def _digest(self, net: str) -> str:
         """Digest of all that a distance in a feature net depends on, beside the samples."""
         real = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.real[net][:2]]
-        return files.digest([net, net_digest(net, section, tensors), *real])
+        return files.digest([net, self.nets[net], *real])

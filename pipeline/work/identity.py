@@ -25,9 +25,9 @@ PACKAGES = ("rfpp_core", "pipeline")
 # another way what is defined elsewhere.
 NOT_FOLLOWED = {
     *(f"rfpp_core.{name}" for name in (
-        *(f"config.{part}" for part in ("dataset", "evaluate", "flow", "network", "pairs",
-                                        "method_rules", "methods", "params", "recipe", "rules",
-                                        "section", "yaml_file")),
+        *(f"config.{part}" for part in ("dataset", "domain_rules", "evaluate", "flow", "network",
+                                        "pairs", "method_rules", "methods", "params", "recipe",
+                                        "rules", "section", "yaml_file")),
         "errors", "images.buffers", "images.sources", "images.store", "interop.foreign",
         "pairs.markers", "pairs.noise_check", "pairs.spec", "pairs.store", "pairs.verify",
         "rng.cpu", "rng.cuda",  # which have the bits of their definition

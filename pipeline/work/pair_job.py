@@ -1,14 +1,14 @@
 """A set of pairs, a row of ``pairs``: made shard by shard, resumable, published.
 
 A teacher draws images from noise, or inverts real images to noise (configuration G of RF++, arXiv
-2405.20320); or the store was imported.  The top level imports neither torch nor Zarr, since
-spawned workers import this module, too.
+2405.20320), or translates those of its source domain; or the store was imported.  The top level
+imports neither torch nor Zarr, since spawned workers import this module, too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +52,8 @@ def job_of(name: str, config: Params) -> PairJob:
     row = config.pairs[name]
     teacher = artifacts.model(row.teacher)
     digest, metadata = read_model(teacher)
-    arch, inverts = metadata["architecture"], row.source == "images"
+    arch, real_ones = metadata["architecture"], row.source in ("images", "domain")
+    domain = domain_of(name, row, metadata)
     real = image_store.metadata(artifacts.IMAGES)
     check_fit(artifacts.IMAGES, real["shape"], None, teacher, arch)
     spec = PairSpec(
@@ -62,28 +63,45 @@ def job_of(name: str, config: Params) -> PairJob:
         grid=row.grid,
         guidance=row.guidance,
         classes=arch["classes"],
-        seed=0 if inverts else config.seed,
+        seed=0 if real_ones else config.seed,
         shape=tuple(arch["shape"]),
         micro_batch=row.micro_batch,
         shard=row.shard,
         start=metadata.get("start", 1.0),
-        source=real["digest"] if inverts else "",
-        noise_kind="stored" if inverts else "seeded",
+        source=real["digest"] if real_ones else "",
+        noise_kind="stored" if real_ones else "seeded",
         precision=row.precision,
         compile=row.compile,
         codec=row.codec,
+        domain=",".join(map(str, domain)),
     )
     path = str(teacher.resolve())
-    if inverts:
-        n = image_store.count(artifacts.IMAGES, "train")
+    if real_ones:
         arguments = (path, str(artifacts.IMAGES.resolve()))
-        return PairJob(
-            spec, n, "pipeline.workers.tasks:invert_shard", arguments, artifacts.pairs(name)
-        )
+        n, task = image_store.count(artifacts.IMAGES, "train"), "invert_shard"
+        if domain:
+            rows = image_store.rows_of(artifacts.IMAGES, "train", domain)
+            n, task = len(rows), "translate_shard"
+        return PairJob(spec, n, f"pipeline.workers.tasks:{task}", arguments, artifacts.pairs(name))
     assert row.n is not None
     return PairJob(
         spec, row.n, "pipeline.workers.tasks:make_shard", (path,), artifacts.pairs(name)
     )
+
+
+def domain_of(name: str, row: PairSet, teacher: Mapping[str, Any]) -> tuple[int, ...]:
+    """Labels of the images that a row translates, of its teacher's metadata; empty for another.
+
+    Raises:
+        UserError: if the teacher's file is of another kind than the row.
+    """
+    domains = teacher.get("domains")
+    if (row.source == "domain") != bool(domains):
+        raise UserError(f"{artifacts.model(row.teacher)} "
+                        f"{'translates images' if domains else 'starts from noise'}, and pairs."
+                        f"{name}.source is {row.source}; run `dvc repro train@"
+                        f"{row.teacher}`")  # fmt: skip
+    return tuple(domains["source"]) if domains else ()
 
 
 def publish_imported(name: str, row: PairSet) -> None:
@@ -199,7 +217,8 @@ def check_regenerated(
     accepted are known by the digest of this micro-batch.
     """
     found = _regenerate(pool, str(store.path), *arguments, shard)
-    most = TOLERATED_NOISE if store.spec.stored else TOLERATED_LEVELS
+    of_noise = store.spec.stored and not store.spec.domain
+    most = TOLERATED_NOISE if of_noise else TOLERATED_LEVELS
     share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, most)
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
         return

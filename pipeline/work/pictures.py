@@ -12,6 +12,7 @@ from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.sampling.solver_table import ADAPTIVE, row_name
 from rfpp_core.sampling.solvers import trajectory
+from rfpp_core.sampling.transfer import Transfer, states_of
 
 SHOWN = 64  # images of a grid
 
@@ -19,7 +20,8 @@ SHOWN = 64  # images of a grid
 def draw(flow: Flow, name: str, config: Params, more: evaluation_job.Plan = ()) -> None:
     """Writes sample grids per NFE and trajectories as PNG, of the same noise for every flow.
 
-    Of a conditional flow, each row is of one class.
+    Of a conditional flow, each row is of one class.  Of a flow between two sets of images they are
+    translations, and source.png is what is translated.
     """
     key, folder = rng.subkey(config.seed, "pictures"), artifacts.samples(name)
     shown = max(SHOWN, 8 * min(flow.classes, 16))
@@ -31,7 +33,9 @@ def draw(flow: Flow, name: str, config: Params, more: evaluation_job.Plan = ()) 
         images = flow.from_noise_key(key, shown, sampler, labels)
         file = f"{row_name(evaluation_job.label_of(sampler), sampler.nfe)}.png"
         console.save_grid(images, folder / file, 8)
-    z = rng.normal(key, torch.arange(8), flow.shape).to(flow.device)
+    if isinstance(flow, Transfer):
+        console.save_grid(flow.states(key, torch.arange(shown)), folder / "source.png", 8)
+    z = states_of(flow, key, torch.arange(8)).to(flow.device)
     y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
     with torch.inference_mode():
         grid = SamplerConfig("euler", 10).plan(flow.start)[0]

@@ -14,7 +14,7 @@ from pipeline import artifacts
 from pipeline.work import ledger
 from rfpp_core import runtime
 from rfpp_core.config import build, objective
-from rfpp_core.config.flow import IMAGES
+from rfpp_core.config.flow import IMAGES, Domains
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError
@@ -35,8 +35,8 @@ from rfpp_core.training.couplings.shuffled import shuffled
 class DataSet(NamedTuple):
     """What a training learns from, by content.
 
-    ``coupling`` is what the recipe says for real images, ``seeded`` or ``stored`` for pairs,
-    whose noise has a seed or lies in the store.
+    ``coupling`` is what the recipe says for real images, ``transfer`` for those of two domains,
+    ``seeded`` or ``stored`` for pairs, whose noise has a seed or lies in the store.
     """
 
     path: Path
@@ -46,18 +46,34 @@ class DataSet(NamedTuple):
     purpose: str  # which stream of random numbers the training draws from
     spent: dict[str, int]  # network forwards of its making, an image each; see ``ledger``
     adopted: tuple[Any, ...] = ()  # what `rfpp work adopt` recorded about it
+    domains: Mapping[str, list[int]] | None = None  # source and target, of images that translate
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines a training on it."""
-        return {"digest": self.digest, "n": self.n, "coupling": self.coupling,
-                "purpose": self.purpose}  # fmt: skip
+        """What determines a training on it; domains only where there are any, so that they are
+        in no identity of a flow from noise."""
+        found = {"digest": self.digest, "n": self.n, "coupling": self.coupling,
+                 "purpose": self.purpose}  # fmt: skip
+        return found if self.domains is None else {**found, "domains": dict(self.domains)}
 
 
 def data_of(
-    name: str, params: Params, recipe: Recipe, start: Path, architecture: Mapping[str, Any]
+    name: str,
+    params: Params,
+    recipe: Recipe,
+    start: Path,
+    architecture: Mapping[str, Any],
+    domains: Domains | None = None,
 ) -> DataSet:
     """The real images, or a row of ``pairs``, for a network of the model file ``start``.
+
+    Args:
+        name: of the set.
+        params: params.
+        recipe: of the training.
+        start: the model file.
+        architecture: of its metadata.
+        domains: between which images are translated, if they are.
 
     Raises:
         UserError: if it does not fit the network, or is not what params say.
@@ -65,6 +81,8 @@ def data_of(
     images = image_store.metadata(artifacts.IMAGES)
     if name == IMAGES:
         check_fit(artifacts.IMAGES, images["shape"], None, start, architecture)
+        if domains is not None:
+            return _of_domains(domains, images["digest"])
         n = image_store.count(artifacts.IMAGES, "train")
         return DataSet(artifacts.IMAGES, images["digest"], n, recipe.coupling, "pretrain", {})
     path, teacher = artifacts.pairs(name), artifacts.model(params.pairs[name].teacher)
@@ -80,7 +98,7 @@ def data_of(
                         f"generate@{name}`")  # fmt: skip
     guidance = spec.guidance if spec.classes else 1.0
     forwards = store.n * SamplerConfig(spec.solver, spec.nfe, guidance=guidance).forwards
-    inverted = spec.source == images["digest"]
+    inverted = spec.source == images["digest"] and not spec.domain
     return DataSet(
         path=path,
         digest=made,
@@ -89,7 +107,21 @@ def data_of(
         purpose="finetune" if inverted else "reflow",
         spent=ledger.union(ledger.of(about, digest), {ledger.key("pairs", made): forwards}),
         adopted=tuple(store.adopted),
+        domains=about.get("domains"),
     )
+
+
+def _of_domains(domains: Domains, digest: str) -> DataSet:
+    """The images of two domains; there are as many as in the target, which epochs go through."""
+    for side in ("source", "target"):
+        wanted = getattr(domains, side)
+        if not len(image_store.rows_of(artifacts.IMAGES, "train", wanted)):
+            raise UserError(f"{artifacts.IMAGES} has no training images of the classes "
+                            f"{', '.join(map(str, wanted))} (domains.{side}); data/summary.json "
+                            f"lists those there are, from 0")  # fmt: skip
+    n = len(image_store.rows_of(artifacts.IMAGES, "train", domains.target))
+    document = domains.model_dump(mode="json")
+    return DataSet(artifacts.IMAGES, digest, n, "transfer", "pretrain", {}, domains=document)
 
 
 def _differs(name: str, params: Params, store: PairStore, digest: str) -> str:
@@ -132,6 +164,8 @@ def reader_of(coupling: str) -> str:
     """Which reader a set needs."""
     if coupling in objective.PAIRED:
         return "pairs"
+    if coupling in objective.TRANSFERS:
+        return "domains"
     return "matched" if coupling in objective.MATCHINGS else "images"
 
 
@@ -158,6 +192,19 @@ def source_of(found: Images, recipe: Recipe, conditional: bool) -> Source:
     return Source(images, labels, recipe.batch, runtime.process_rank())
 
 
+def read_domains(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
+    """The training images of the target; those of the source are in the coupling, on the device
+    already."""
+    assert part.domains is not None
+    halves = replace(buffers, limit=buffers.limit / 2)
+    other = replace(halves, folder=buffers.folder / "source")
+    target = image_store.read(part.path, "train", halves, part.domains["target"])
+    source = image_store.read(part.path, "train", other, part.domains["source"])
+    placed = loader.place(torch.from_numpy(source.images), runtime.device())
+    coupling = objective.TRANSFERS[part.coupling](placed)
+    return Loaded(torch.from_numpy(target.images), None, coupling)
+
+
 def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffers) -> Loaded:
     """All pairs of a store; noise by its seed, or as the store holds it."""
     store = PairStore.open(part.path)
@@ -168,7 +215,12 @@ def read_pairs(part: DataSet, recipe: Recipe, conditional: bool, buffers: Buffer
     return Loaded(torch.from_numpy(found.images), labels, coupling)
 
 
-READERS = {"images": read_images, "matched": read_matched, "pairs": read_pairs}
+READERS = {
+    "images": read_images,
+    "matched": read_matched,
+    "domains": read_domains,
+    "pairs": read_pairs,
+}
 
 
 def varied(part: DataSet, loaded: Loaded, recipe: Recipe) -> Coupling:

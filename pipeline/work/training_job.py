@@ -77,7 +77,9 @@ def job_of(flow: str, params: Params) -> Job:
     start = artifacts.model(row.start)
     digest, about = training_data.read_model(start)
     sets = tuple(
-        training_data.data_of(name, params, recipe, start, about["architecture"])
+        training_data.data_of(
+            name, params, recipe, start, about["architecture"], params.domains_of(flow)
+        )
         for name in params.sets_of(flow)
     )
     return Job(
@@ -178,9 +180,11 @@ def metadata_of(job: Job, curve: str, adopted: Sequence[Any]) -> dict[str, Any]:
         provenance["perceptual"] = job.identity()["perceptual"]
     if adopted := [note for part in job.sets for note in part.adopted] + list(adopted):
         provenance["adopted"] = adopted
+    domains = job.sets[0].domains
     return {
         "architecture": job.architecture,
         "params": build.provenance_params(job.params, recipe),
         "provenance": provenance,
         **build.first_time(job.architecture),
+        **({} if domains is None else {"domains": dict(domains)}),
     }

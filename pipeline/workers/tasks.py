@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +60,15 @@ def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made
     return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
 
 
+def translate_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
+    """Translates one shard of the source domain's images and commits both."""
+    store = PairStore.open(Path(store_path), check_noise=False)
+    flow, spec = _teacher(teacher, store.spec.compile), store.spec
+    if flow.digest != spec.teacher:
+        raise UserError(f"{teacher} is no longer the teacher of {store_path}")
+    return _commit(store, flow, shard, lambda first: translated(flow, spec, images, first))
+
+
 def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> Made:
     """Makes the micro-batches of a shard and commits them."""
     began = time.monotonic()
@@ -99,14 +108,14 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
     Args:
         store_path: the store.
         teacher: its teacher's model file.
-        rest: the path of the real images, if they were inverted; then the shard.
+        rest: the path of the real images, if they were inverted or translated; then the shard.
     """
     store, shard = PairStore.open(Path(store_path)), int(rest[-1])
     spec, flow = store.spec, _teacher(teacher, store.spec.compile)
     start, stop = store.span(shard)
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
-    if spec.stored:
+    if spec.stored and not spec.domain:
         images = str(rest[0])
         with _fitting(spec):
             [new] = runtime.map_exact(lambda at: inverted(flow, spec, images, at), [start], 1)
@@ -116,10 +125,18 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
         if not same:  # the last bits of another machine do not count
             gap = gap * (gap > 1)
     else:
+        make = _maker(flow, spec, rest)
         with _fitting(spec):
-            [new] = runtime.map_exact(lambda first: micro_batch(flow, spec, first), [start], 1)
+            [new] = runtime.map_exact(make, [start], 1)
         gap = np.abs(old.images.astype(np.float32) - new.images)
     return Regenerated(float((gap > 0).mean()), float(gap.max()), new.digest, same)
+
+
+def _maker(flow: Flow, spec: PairSpec, rest: Sequence[str | int]) -> Callable[[int], Pairs]:
+    """Makes the micro-batch of images from a pair on."""
+    if spec.domain:
+        return lambda first: translated(flow, spec, str(rest[0]), first)
+    return lambda first: micro_batch(flow, spec, first)
 
 
 def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
@@ -144,6 +161,16 @@ def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     z = _drawn(flow, spec, x, label, backwards=True)
     noise = np.ascontiguousarray(z.float().cpu().numpy())
     return Pairs(real.images, _labels(y, len(noise)), noise)
+
+
+def translated(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
+    """The micro-batch of the source domain's images from ``start`` on, in the place of noise, and
+    what they translate to."""
+    rows = image_store.rows_of(Path(images), "train", spec.labels)
+    real = image_store.read_rows(Path(images), "train", rows[start : start + spec.micro_batch])
+    z = to_float(torch.from_numpy(real.images))
+    x = to_uint8(_drawn(flow, spec, z.to(flow.device), None)).cpu().numpy()
+    return Pairs(np.ascontiguousarray(x), _labels(None, len(x)), np.ascontiguousarray(z.numpy()))
 
 
 def _drawn(

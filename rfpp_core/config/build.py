@@ -31,6 +31,7 @@ from rfpp_core.model.precond import Conditioned, EDMVelocity, PlainVelocity
 from rfpp_core.rng import subkey
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.flow_map import as_map
+from rfpp_core.sampling.transfer import as_transfer
 from rfpp_core.storage import checkpoint, files
 from rfpp_core.training.train_config import TrainConfig
 
@@ -137,7 +138,7 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Flow:
     Raises:
         UserError: if the file is missing, corrupted, or its weights do not fit its architecture.
     """
-    return as_map(flow_of(checkpoint.load(Path(path)), Path(path), device))
+    return as_transfer(as_map(flow_of(checkpoint.load(Path(path)), Path(path), device)))
 
 
 def flow_of(loaded: checkpoint.Loaded, path: Path, device: str | torch.device) -> Flow:

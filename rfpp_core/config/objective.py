@@ -26,7 +26,10 @@ from rfpp_core.training.couplings.independent import independent
 from rfpp_core.training.couplings.matched import Matching
 from rfpp_core.training.couplings.ot import ot
 from rfpp_core.training.couplings.paired import seeded, stored
+from rfpp_core.training.couplings.transfer import transfer
+from rfpp_core.training.features import feature_weighted
 from rfpp_core.training.guided import flow_guided
+from rfpp_core.training.perceptual import Perceptual
 from rfpp_core.training.segments import straightening
 
 InverseCDF: TypeAlias = Callable[[Tensor], Tensor]
@@ -59,6 +62,10 @@ COUPLINGS: Choices[Callable[[Recipe], Coupling]] = {  # of real images
 MATCHINGS: Choices[Callable[[Recipe], Matching]] = {  # of real images, over several batches
     "dansm": lambda p: Matching(dansm, p.match or 8 * p.batch),
     "ot": lambda p: Matching(ot, p.match or p.batch),
+}
+
+TRANSFERS: Choices[Callable[[Tensor], Coupling]] = {  # of real images, by those of the source
+    "transfer": lambda source: transfer(source),
 }
 
 PAIRED: Choices[Callable[[int, Tensor | None], Coupling]] = {  # of pairs, by their noise
@@ -190,6 +197,13 @@ def _flow_map(parts: Parts) -> losses.LossFunction:
     )
 
 
+def _features(parts: Parts) -> losses.LossFunction:
+    recipe, net = parts.recipe, parts.perceptual
+    assert isinstance(net, Perceptual)  # the recipe names one
+    times = training_times(recipe.times)
+    return feature_weighted(parts.coupling, times, net.layers, recipe.label_dropout)
+
+
 OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "flow_matching": _flow_matching,
     "segments": _segments,
@@ -197,6 +211,7 @@ OBJECTIVES: Choices[Callable[[Parts], losses.LossFunction]] = {
     "diffusion": _diffusion,
     "phased": _phased,
     "flow_map": _flow_map,
+    "features": _features,
 }
 
 

@@ -21,10 +21,11 @@ class PairSet(Section):
     """A row of ``pairs``: made by a teacher of drawn noise or of real images, or imported."""
 
     teacher: Name = Field(description="the flow that makes them")
-    source: Literal["noise", "images", "import"] = Field(
+    source: Literal["noise", "images", "domain", "import"] = Field(
         default="noise",
         description="noise: images are made of drawn noise; images: noise is made of real images "
-        "(inversion); import: a store made by `rfpp pairs import`",
+        "(inversion); domain: images of the teacher's source domain, all for training, in the "
+        "place of noise, and their translations; import: a store made by `rfpp pairs import`",
     )
     n: Positive | None = Field(default=None, description="number of pairs, of source: noise")
     shard: Positive = Field(
@@ -68,7 +69,7 @@ class PairSet(Section):
                              f"there are")  # fmt: skip
         if self.n is not None and self.n % self.shard:
             raise ValueError(f"n ({self.n}) must be a multiple of shard ({self.shard})")
-        drops_last = self.source == "noise" and properties_of(self.solver).drops_last
+        drops_last = self.source in ("noise", "domain") and properties_of(self.solver).drops_last
         if drops_last and self.nfe % 2 == 0:
             raise ValueError(f"nfe is {self.nfe}; {self.solver} drops the last correction, so N "
                              f"steps take 2N - 1 evaluations: an odd number")  # fmt: skip
@@ -79,6 +80,8 @@ class PairSet(Section):
 
     @model_validator(mode="after")
     def images_can_be_inverted(self) -> Self:
+        if self.source == "domain" and self.guidance != 1:
+            raise ValueError("guidance is not for source: domain")
         if self.source != "images":
             return self
         if not properties_of(self.solver).invertible:

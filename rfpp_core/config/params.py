@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from rfpp_core.config import rules, yaml_file
 from rfpp_core.config.dataset import Dataset
 from rfpp_core.config.evaluate import Evaluate, Features
-from rfpp_core.config.flow import FlowRow
+from rfpp_core.config.flow import Domains, FlowRow
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.pairs import PairSet
 from rfpp_core.config.recipe import Recipe
@@ -76,6 +76,21 @@ class Params(Section):
         """The flow that made the pairs of a flow; None for one trained on images."""
         data = self.flows[flow].data
         return self.pairs[data].teacher if data in self.pairs else None
+
+    def domains_of(self, flow: str) -> Domains | None:
+        """The two sets of images that a flow translates between; None for one from noise."""
+        row = self.flows[flow]
+        if not self.recipe_of(flow).steps:
+            return self.domains_of(row.start) if row.start in self.flows else None
+        return self.domains_of_set(row.data, flow)
+
+    def domains_of_set(self, data: str, flow: str) -> Domains | None:
+        """The domains of a set that a flow learns from: its own of images, the teacher's of
+        pairs."""
+        if data in self.pairs:
+            return self.domains_of(self.pairs[data].teacher)
+        own = self.flows[flow].domains
+        return own if own.source else None
 
     def uses_mix(self, flow: str) -> bool:
         """Whether a share of a flow's batches comes from its second set."""

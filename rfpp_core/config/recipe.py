@@ -137,13 +137,14 @@ class Recipe(Section):
         default="stop", description="what to do with a gradient that is not finite; RF++ skips it"
     )
     objective: Literal[
-        "flow_matching", "diffusion", "phased", "flow_guided", "segments", "flow_map"
+        "flow_matching", "diffusion", "phased", "flow_guided", "segments", "flow_map", "features"
     ] = Field(
         default="flow_matching",
         description="what is minimised; diffusion: a distance in `loss.space`; phased: the flow "
         "that it starts from is made straight in each of `phased.phases`; flow_guided distils "
         "the flow it starts from into one step; segments: the chords of the start's own paths "
-        "on a grid; flow_map: the average velocity between two times",
+        "on a grid; flow_map: the average velocity between two times; features: the error of the "
+        "velocity as the net of `loss.perceptual` sees it",
     )
     coupling: Literal["independent", "dansm", "ot"] = Field(
         default="independent",
@@ -242,6 +243,9 @@ class Recipe(Section):
         if loss.perceptual != "none" and self.objective in ("diffusion", "phased"):
             raise ValueError(f"objective: {self.objective} has no perceptual term; set "
                              f"loss.perceptual: none, or objective: flow_matching")  # fmt: skip
+        if loss.perceptual == "none" and self.objective == "features":
+            raise ValueError("objective: features compares velocities through a net; set "
+                             "loss.perceptual to classifier or lpips")  # fmt: skip
         moved = times.antithetic or times.at_one
         if times.distribution in SCHEDULES and moved:
             raise ValueError(f"times.distribution: {times.distribution} ends below t = 1 and is "

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from rfpp_core.config import method_rules
+from rfpp_core.config import domain_rules, method_rules
 from rfpp_core.config.flow import IMAGES
 from rfpp_core.sampling.solver_table import properties_of, steps_for
 
@@ -39,6 +39,7 @@ def check(params: Params) -> None:
     _guidance_has_labels(params)
     _imported_teachers_keep_their_start(params)
     method_rules.check(params)
+    domain_rules.check(params)
 
 
 def earlier_sections(raw: Mapping[str, Any]) -> list[str]:

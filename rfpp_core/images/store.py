@@ -7,7 +7,7 @@ The image store is a Zarr group with ``train`` and ``held_out``, each with ``ima
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,25 +73,54 @@ def as_source(path: Path) -> Source:
     return Source(keys, together, metadata(path)["class_names"], load, held_out)
 
 
-def read(path: Path, part: Split, buffers: Buffers = MEMORY) -> Images:
+def rows_of(path: Path, part: Split, wanted: Collection[int]) -> NDArray[np.int64]:
+    """Positions in a split, ascending, of the images with certain labels."""
+    return np.flatnonzero(np.isin(labels(path, part), [*wanted]))
+
+
+def read_rows(path: Path, part: Split, rows: NDArray[np.int64]) -> Images:
+    """The images of a split at some positions, at least one and ascending; those between them are
+    decoded, too.
+
+    Raises:
+        Corrupted: as :func:`read_some`.
+    """
+    between = read_some(path, part, slice(int(rows[0]), int(rows[-1]) + 1))
+    return Images(*(array[rows - rows[0]] for array in between))
+
+
+def read(
+    path: Path, part: Split, buffers: Buffers = MEMORY, wanted: Collection[int] | None = None
+) -> Images:
     """One split of an image store, in memory or in the arrays of ``buffers``.
+
+    Args:
+        path: the store.
+        part: which split.
+        buffers: where the arrays are.
+        wanted: labels of the images that are kept; None for all.
 
     Raises:
         Corrupted: if it is not what was written.
     """
     group: Any = open_group(path, "dvc repro prepare")[part]
-    names = Images._fields
-    layout = {name: (group[name].shape, str(group[name].dtype)) for name in names}
+    found = labels(path, part)
+    kept = np.ones(len(found), bool) if wanted is None else np.isin(found, [*wanted])
+    layout = {name: ((int(kept.sum()), *group[name].shape[1:]), str(group[name].dtype))
+              for name in Images._fields}  # fmt: skip
     arrays, empty = buffers.arrays(layout)
     if empty:
-        n, size = len(arrays["images"]), group["images"].chunks[0]
-        for start in range(0, n, size):
+        sha, size, done = hashlib.sha256(), group["images"].chunks[0], 0
+        for start in range(0, len(found), size):
             here = slice(start, start + size)
-            for name, values in read_some(path, part, here)._asdict().items():
-                arrays[name][here] = values
-        if metadata(path).get("splits", {}).get(part) != _digest(
-            arrays["images"], arrays["labels"]
-        ):
+            block = read_some(path, part, here)
+            sha.update(np.ascontiguousarray(block.images).data)
+            stop = done + int(kept[here].sum())
+            for name, values in block._asdict().items():
+                arrays[name][done:stop] = values[kept[here]]
+            done = stop
+        sha.update(np.ascontiguousarray(found).data)
+        if metadata(path).get("splits", {}).get(part) != sha.hexdigest():
             raise _corrupted(path, part, "it is not what was written")
         flush(arrays)
     return Images(**arrays)
@@ -121,13 +150,6 @@ def _corrupted(path: Path, part: Split, why: str) -> Corrupted:
     files = (file for file in (path / part).rglob("*") if file.is_file())
     return Corrupted(f"{path} is corrupted in the split {part} ({why}); `dvc repro prepare` "
                      f"rebuilds it", *files)  # fmt: skip
-
-
-def _digest(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> str:
-    """sha256 of a split's pixels and labels."""
-    sha = hashlib.sha256(np.ascontiguousarray(images).data)
-    sha.update(np.ascontiguousarray(labels).data)
-    return sha.hexdigest()
 
 
 def write(

@@ -18,7 +18,7 @@ from rfpp_core.storage.zarr_arrays import Codec, Layout, digest_of
 
 FORMAT = 1
 # fields with a default that may differ from it
-FREE = ("start", "source", "noise_kind", "precision", "compile", "codec")
+FREE = ("start", "source", "noise_kind", "precision", "compile", "codec", "domain")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class PairSpec:
         micro_batch: pairs of a network call, on which the last bits depend.
         shard: pairs of a shard.
         start: first time of the flow; the state there is ``start z``.
-        source: digest of the real images, where those were inverted; else empty.
+        source: digest of the real images, where those were inverted or translated; else empty.
         noise_kind: "seeded" where noise is a function of (seed, i), "stored" where it has no
-            seed, as that of inverted images.
+            seed, as that of inverted images, or where images are in its place.
         precision, compile: of the network.
         codec: of the stored images.
+        domain: labels of the real images that are the noise, such as "0,1"; else empty.
     """
 
     teacher: str
@@ -64,6 +65,7 @@ class PairSpec:
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     codec: Codec = "blosc"
+    domain: str = ""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -115,6 +117,11 @@ class PairSpec:
         """Where this spec differs from another, in words."""
         a, b = self.document, other.document
         return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the source domain; empty where the noise is none of images."""
+        return tuple(int(label) for label in self.domain.split(",") if label)
 
     @property
     def stored(self) -> bool:

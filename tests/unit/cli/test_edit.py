@@ -1,7 +1,12 @@
-"""``rfpp invert``, ``interpolate`` and ``translate``: files of images in, images and noise out."""
+"""``rfpp transfer``, ``invert``, ``interpolate`` and ``translate``: files of images in, images and
+noise out."""
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from rfpp_core.storage import checkpoint
+from tests.helpers import save_tiny
 
 from tests.helpers import save_tiny
 
@@ -66,6 +71,58 @@ def test_editing_mistakes(here, pictures, labelled, attentive, rfpp, args, messa
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (here / "edited").exists()
+
+
+@pytest.fixture(scope="module")
+def between(here):
+    """A flow from images of classes 0 and 1 to those of 2."""
+    found = checkpoint.load(save_tiny(here / "between.safetensors"))
+    domains = {"source": [0, 1], "target": [2]}
+    checkpoint.save(here / "between.safetensors", found.tensors,
+                    {**found.metadata, "domains": domains})  # fmt: skip
+    return ["--model", "between.safetensors"]
+
+
+def test_transfer_there_and_back(here, pictures, between, rfpp, tmp_path):
+    """Translations go back to the images, at the precision of 64 midpoint steps and of a PNG."""
+    options = [*between, "--nfe", "128", "--solver", "midpoint"]
+    done = rfpp("transfer", pictures, *options, "--out", tmp_path / "there", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "3 images from classes 0, 1 to 2" in done.stdout
+    there = np.load(tmp_path / "there/images.npz")
+    assert there["images"].shape == (3, 1, 8, 8)
+    assert (tmp_path / "there/strip.png").stat().st_size > 0
+    for i, image in enumerate(there["images"]):
+        Image.fromarray(image[0]).save(tmp_path / f"{i}.png")
+    moved = [tmp_path / f"{i}.png" for i in range(3)]
+    done = rfpp("transfer", *moved, *options, "--backwards", "--out", tmp_path / "back", cwd=here)
+    assert "3 images from classes 2 to 0, 1" in done.stdout
+    back = np.load(tmp_path / "back/images.npz")
+    np.testing.assert_array_equal(back["given"], there["images"])
+    inside = (there["images"] > 0) & (there["images"] < 255)  # others were clipped
+    whole = inside.all((1, 2, 3))
+    gap = np.abs(back["images"].astype(int) - there["given"])
+    assert gap[whole].max(initial=0) <= 3
+    assert gap.mean() < np.abs(there["images"].astype(int) - there["given"]).mean()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["sample"], ["grid", "--n", "3", "--anchors", "8"], ["invert", "pictures"],
+     ["interpolate", "pictures"]],
+)  # fmt: skip
+def test_what_needs_noise_names_transfer(here, pictures, between, rfpp, command):
+    done = rfpp(*command, *between, cwd=here)
+    assert done.returncode == 2
+    assert "translates images of classes 0, 1 to classes 2" in done.stderr
+    assert "use `rfpp transfer IMAGES`" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_transfer_needs_a_flow_between_domains(here, pictures, rfpp):
+    done = rfpp("transfer", "pictures", "--model", "flow.safetensors", cwd=here)
+    assert done.returncode == 2
+    assert "starts from noise, not from images" in done.stderr
 
 
 def test_translation_is_guided(here, pictures, labelled, rfpp):

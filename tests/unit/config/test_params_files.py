@@ -90,7 +90,10 @@ def test_other_spellings_say_the_same(file, changed):
         ("flows:\n  ? " + "a" * 5000 + "\n  : {}\n", "flows has a row named 'aaa"),
         ("pairs: {a: {teacher: flow" + "9" * 5000 + "}}", "pairs.a.teacher is 'flow999"),
         ("pairs: {a: {}}", "pairs.a.teacher is missing"),
-        ("flows: {a: {x: 1}}", "unknown param 'flows.a.x' (allowed: data, many_seeds, mix, recip"),
+        (
+            "flows: {a: {x: 1}}",
+            "unknown param 'flows.a.x' (allowed: data, domains, many_seeds",
+        ),
         ("networks: {a: 3}", "networks.a is 3: input should be a valid dictionary"),
         ("evaluate: {grids: {2: [1.0]}}", "evaluate.grids.2 is 2: it must be a string; write it"),
         ("evaluate: {grids: {²: [1.0]}}", "grids.² must be"),

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.cli.main import app
 from rfpp_core.pairs.spec import Pairs
 from rfpp_core.pairs.store import PairStore
+from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny, spec_for
 from tests.unit.docs.markdown import PAGES, blocks, commands
 
@@ -22,7 +23,7 @@ EXPORTING = "docs/howto/exporting.md"
 PYTHON = [(page, i, block) for page in sorted(PAGES) if page.startswith("docs/")
           for i, block in enumerate(b for b in blocks(page) if b.language == "python")
           if page != EXPORTING]  # fmt: skip
-RUN = "sample|invert|interpolate|translate|export|pairs verify|pairs digest"
+RUN = "sample|invert|interpolate|translate|transfer|export|pairs verify|pairs digest"
 SHELL = sorted({(page, command) for page in PAGES for block in blocks(page)
                 if block.language in ("sh", "") for command in commands(block)
                 if re.match(f"rfpp ({RUN}) ", command)})  # fmt: skip
@@ -36,6 +37,10 @@ def results(tmp_path_factory) -> Path:
     for name in ("flow1", "flow2"):
         save_tiny(home / f"models/{name}.safetensors")
     save_tiny(home / "conditional.safetensors", classes=10, attention=1)
+    found = checkpoint.load(save_tiny(home / "between.safetensors"))
+    domains = {"source": [0], "target": [1]}
+    checkpoint.save(home / "between.safetensors", found.tensors,
+                    {**found.metadata, "domains": domains})  # fmt: skip
     spec = spec_for(shard=100, micro_batch=50)
     (home / "data").mkdir()
     store = PairStore.create(home / "data/pairs2.zarr", spec, 100)
@@ -72,6 +77,8 @@ def test_commands_run(here, page, command):
     command, _, _ = command.partition("#")
     if "translate" in command:  # of a conditional flow with attention
         command += " --model conditional.safetensors"
+    if "transfer " in command:  # of a flow between two sets of images
+        command += " --model between.safetensors"
     type_in(command.replace("10000", "100"))
     if out := re.search(r"--out (\S+)", command):
         assert (here / out[1]).exists()

@@ -230,7 +230,7 @@ def test_every_sampled_word_of_a_recipe_that_names_code_is_followed():
     tables = {
         "config/build": ("NETWORKS", "PRECONDITIONINGS"),
         "config/objective": ("TIMES", "DISTANCES", "WEIGHTINGS", "COUPLINGS", "MATCHINGS",
-                             "PAIRED", "SCHEDULES", "OBJECTIVES"),
+                             "TRANSFERS", "PAIRED", "SCHEDULES", "OBJECTIVES"),
         "model/prediction": ("ON_RF", "ON_VP", "FIELDS"),
     }  # fmt: skip
     for module, names in tables.items():
