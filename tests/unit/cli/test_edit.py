@@ -8,8 +8,6 @@ from PIL import Image
 from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny
 
-from tests.helpers import save_tiny
-
 LABELLED = ["--model", "labelled.safetensors"]
 ATTENTIVE = ["--model", "attentive.safetensors"]
 
