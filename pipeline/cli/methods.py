@@ -53,7 +53,7 @@ METHODS = (
         "flows from one set of images to another and back, reflow on their translations, a loss "
         "by the features of a classifier, evaluation against the target",
         "flows: domains; pairs: source: domain; recipes: objective: features; "
-        "rfpp transfer; preset: family",
+        "rfpp transfer; preset: transfer",
         ("unit/evaluation/test_rectified_flow.py", "unit/work/test_transfer.py",
          "unit/training/test_features.py"),
         "the paper's photographs, or that content is kept",

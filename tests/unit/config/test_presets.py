@@ -95,9 +95,9 @@ def test_config_g_is_f_and_then_real_images():
         "finetune", "inverted", "pairs2", "flow2")  # fmt: skip
 
 
-def test_the_family_has_a_row_of_every_objective_and_coupling():
-    rows = preset("family")
-    recipes = [rows.recipe_of(name) for name in rows.flows]
+def test_family_and_transfer_have_a_row_of_every_objective_and_coupling():
+    rows, others = preset("family"), preset("transfer")
+    recipes = [run.recipe_of(name) for run in (rows, others) for name in run.flows]
     assert {recipe.objective for recipe in recipes} == set(objective.OBJECTIVES)
     assert {recipe.coupling for recipe in recipes} == {
         *objective.COUPLINGS, *objective.MATCHINGS}  # fmt: skip
