@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import artifacts
 from rfpp_core.config.params import Params
+from rfpp_core.errors import UserError
 from rfpp_core.evaluation.distances import DISTANCES
 from rfpp_core.sampling.solver_table import ADAPTIVE, SEARCHED
 from rfpp_core.storage import checkpoint
@@ -67,8 +68,17 @@ class Results(NamedTuple):
 
 
 def read(config: Params) -> Results:
-    """Reads the results of a run."""
+    """Reads the results of a run.
+
+    Raises:
+        UserError: if a stage has not run yet, as `dvc repro --downstream` may leave it.
+    """
     flows = list(config.flows)
+    made = [path for flow in flows for path in (artifacts.table(flow), artifacts.metrics(flow))]
+    if lost := [path for path in (artifacts.REFERENCE, *made) if not path.exists()]:
+        raise UserError(
+            f"{lost[0]} is missing; run `dvc repro`, which makes what the report needs"
+        )
     features = checkpoint.load(artifacts.FEATURES).metadata
     return Results(
         config=config,

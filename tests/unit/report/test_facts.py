@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.report import facts, results
+from rfpp_core.errors import UserError
 from tests.unit.report import fakes
 
 
@@ -95,3 +96,10 @@ def test_a_complete_run_of_cifar10_is_set_beside_published_numbers(run):
 def test_missing_cells_are_no_numbers():
     assert math.isnan(results.number({"x": ""}, "x"))
     assert math.isnan(results.number({}, "x"))
+
+
+def test_a_stage_that_has_not_run_is_named(run):
+    found = run(fakes.changed())
+    artifacts.table("flow1").unlink()
+    with pytest.raises(UserError, match=r"flow1\.csv is missing; run `dvc repro`"):
+        results.read(found.config)
