@@ -25,6 +25,7 @@ from rfpp_core.sampling.sampler import SamplerConfig
 
 STATES = 2  # of a training that are kept
 BESIDE = 1.0  # seconds of what preflight, prepare and report do
+ADAPTIVE_NFE = 100  # of rk45, which takes what it needs
 USED = 0.8  # share of a device's memory to plan with
 
 
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     forwards: int  # network evaluations of one image; those of a training's update as its budget
     disk: float  # bytes that stay
     note: str = ""
+    varies: float = 0.0  # seconds that follow steps or n
 
 
 def rows(probe: Probe) -> Iterator[Row]:
@@ -60,13 +62,15 @@ def rows(probe: Probe) -> Iterator[Row]:
 def _generation(probe: Probe, name: str, pairs: PairSet, start: float) -> Row:
     if pairs.source == "import":
         return Row("generate", name, start, 0, 0, "imported")
-    network, inverts = probe.params.network_of(pairs.teacher), pairs.source in ("images", "domain")
-    n = probe.data.train if inverts else pairs.n or 0
-    sampler = SamplerConfig(pairs.solver, pairs.nfe, guidance=pairs.guidance)
-    forwards = n * sampler.forwards
-    seconds = start + probe.pool(network) + forwards * probe.forward(network) / _devices()
-    stored = n * math.prod(probe.data.shape) * (5 if inverts else 1)  # float32 noise beside uint8
-    return Row("generate", name, seconds, forwards, stored)
+    network, stored = probe.params.network_of(pairs.teacher), pairs.source != "noise"
+    domains = probe.params.domains_of(pairs.teacher)
+    data = probe.data.of_classes(domains.source) if domains else probe.data
+    n = data.train if stored else pairs.n or 0
+    forwards = n * SamplerConfig(pairs.solver, pairs.nfe, guidance=pairs.guidance).forwards
+    took = forwards * probe.forward(network, pairs.precision, pairs.compile) / _devices()
+    disk = n * math.prod(probe.data.shape) * (5 if stored else 1)  # float32 noise beside uint8
+    return Row("generate", name, start + probe.pool(network) + took, forwards, disk,
+               varies=0.0 if stored else took)  # fmt: skip
 
 
 def _training(probe: Probe, name: str, flow: FlowRow, start: float) -> Row:
@@ -74,18 +78,25 @@ def _training(probe: Probe, name: str, flow: FlowRow, start: float) -> Row:
     weights = _weights(probe, network)
     if not recipe.steps:
         return Row("train", name, start, 0, weights, "kept as it is")
-    seconds = start + recipe.steps * probe.update(name)
-    forwards = recipe.steps * recipe.batch * recipe.forwards
-    return Row("train", name, seconds, forwards, weights * (1 + 4 * STATES), _fit(probe, name))
+    forwards, disk = recipe.steps * recipe.batch * recipe.forwards, weights * (1 + 4 * STATES)
+    fits = parts_that_fit(probe, name)
+    if fits is None:
+        return Row("train", name, start, forwards, disk, "does not fit, even image by image")
+    took = recipe.steps * probe.update(name, fits)
+    note = "" if fits == recipe.accumulate else f"set accumulate: {fits}"
+    return Row("train", name, start + took, forwards, disk, note, varies=took)
 
 
 def _evaluation(probe: Probe, name: str, row: FlowRow, start: float) -> Row:
     section, network = probe.params.evaluate, probe.params.network_of(name)
-    flow = probe.flow(network)
-    planned = evaluation_job.samplers(section, flow, row)
+    planned, n = evaluation_job.samplers(section, probe.flow(network), row), section.n
+    if domains := probe.params.domains_of(name):  # each held-out image once, see `domain_job`
+        n = min(n, probe.data.of_classes(domains.source).held_out)
+        planned = [(sampler, 1 if n < section.n else seeds) for sampler, seeds in planned]
     sets = sum(seeds for _, seeds in planned)
-    forwards = sum(section.n * sampler.nfe * seeds for sampler, seeds in planned)
+    forwards = sum(n * (sampler.nfe or ADAPTIVE_NFE) * seeds for sampler, seeds in planned)
     forwards += 4 * section.n  # of the rate at one evaluation
+    forwards += 2 * section.grid_search.n * section.grid_search.anchors
     seconds = (start + forwards * probe.forward(network) + sets * probe.metric()
                + probe.properties(network))  # fmt: skip
     return Row("evaluate", name, seconds, forwards, 0)
@@ -100,17 +111,15 @@ def _devices() -> int:
     return max(1, len([name for name in workers.devices() if name != "cpu"]))
 
 
-def _fit(probe: Probe, name: str) -> str:
-    """What ``accumulate`` must be for a step to fit into memory, if it is too low."""
+def parts_that_fit(probe: Probe, name: str) -> int | None:
+    """The recipe's ``accumulate``, or the lowest above it with which a step fits into memory."""
     recipe = probe.params.recipe_of(name)
     flow = probe.flow(probe.params.network_of(name))
     image = saved_bytes(flow.field, flow.shape)
     free = memory(probe.device) * USED - 20 * network_size.parameters(flow.field)
-    if recipe.batch * image <= recipe.accumulate * free:
-        return ""
-    fits = [k for k in range(1, recipe.batch + 1)
-            if recipe.batch % k == 0 and recipe.batch // k * image <= free]  # fmt: skip
-    return f"set accumulate: {fits[0]}" if fits else "does not fit, even image by image"
+    fits = (k for k in range(recipe.accumulate, recipe.batch + 1)
+            if recipe.batch % k == 0 and recipe.batch // k * image <= free)  # fmt: skip
+    return next(fits, None)
 
 
 def memory(device: torch.device) -> float:

@@ -16,6 +16,7 @@ from pipeline.workers.tasks import Made
 from rfpp_core import runtime
 from rfpp_core.config import build
 from rfpp_core.config.params import Params
+from rfpp_core.errors import UserError
 from rfpp_core.pairs.spec import PairSpec
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.flow import Flow
@@ -32,16 +33,20 @@ def run(params: Params, shape: tuple[int, int, int]) -> list[Figure]:
 
     The reference is the network by itself: the same calls, and nothing else.
     """
-    name, row = next((name, row) for name, row in params.pairs.items() if row.source == "noise")
+    made = ((name, row) for name, row in params.pairs.items() if row.source == "noise")
+    name, row = next(made, (None, None))
+    if name is None or row is None:
+        raise UserError("no row of pairs in params.yaml is generated from noise")
     network = params.network_of(row.teacher)
     arch = build.architecture(network, shape, 10 * network.conditional)
-    runtime.exact()
+    runtime.exact(tf32=row.precision == "tf32")
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.safetensors"
         checkpoint.save(teacher, build.field(arch).state_dict(), {"architecture": arch})
         flow = build.load_flow(teacher, runtime.device())
         spec = PairSpec(flow.digest, row.solver, row.nfe, row.grid, 1.0, flow.classes, 0, shape,
-                        row.micro_batch, row.shard, flow.start)  # fmt: skip
+                        row.micro_batch, row.shard, flow.start, precision=row.precision,
+                        compile=row.compile, codec=row.codec)  # fmt: skip
         arms = _arms(flow.device)
         seconds: dict[str, list[float]] = {
             "the network by itself": [],
@@ -105,9 +110,12 @@ def network(flow: Flow, spec: PairSpec, parts: int) -> None:
     t = torch.full((spec.micro_batch,), 0.5, device=flow.device)
     y = t.to(torch.int64) if flow.classes else None
 
+    field = torch.compile(flow.field, dynamic=False) if spec.compile else flow.field
+
     @torch.inference_mode()
     def one(_: int) -> None:
-        for _ in range(spec.nfe):
-            flow.field(x, t, y)
+        with runtime.autocast(flow.device, spec.precision):
+            for _ in range(spec.nfe):
+                field(x, t, y)
 
     runtime.map_exact(one, range(parts), threads_for(flow.device))

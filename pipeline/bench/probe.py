@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from rfpp_core.evaluation import classifier
 from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import compare, real_of
 from rfpp_core.images.store import Images
-from rfpp_core.pairs.spec import PairSpec
+from rfpp_core.pairs.spec import PairSpec, Precision
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.flow import MICRO_BATCH, Flow
 from rfpp_core.sampling.sampler import threads_for
@@ -44,6 +44,13 @@ class DataShape(NamedTuple):
     train: int
     held_out: int
     classes: int
+
+    def of_classes(self, labels: Sequence[int]) -> DataShape:
+        """Those of some classes, as if all were of one size."""
+        share = len(labels) / max(1, self.classes)
+        return self._replace(
+            train=round(self.train * share), held_out=round(self.held_out * share)
+        )
 
 
 @dataclass
@@ -75,9 +82,9 @@ class Probe:
 
         return float(self._once("start", lambda: in_turns({"": act}, 2, 0)[""]))
 
-    def update(self, flow: str) -> float:
-        """Seconds of an update of a flow's training."""
-        recipe = self.params.recipe_of(flow)
+    def update(self, flow: str, accumulate: int) -> float:
+        """Seconds of an update of a flow's training, its batch in so many parts."""
+        recipe = self.params.recipe_of(flow).model_copy(update={"accumulate": accumulate})
         arch = self.architecture(self.params.network_of(flow))
         on_images = self.params.flows[flow].data == "images"
         return float(self._once(
@@ -98,14 +105,19 @@ class Probe:
         found: Flow = self._once(["flow", arch], made)
         return found
 
-    def forward(self, network: NetworkRow) -> float:
+    def forward(
+        self, network: NetworkRow, precision: Precision = "fp32", compiled: bool = False
+    ) -> float:
         """Seconds of a network evaluation of one image, in the micro-batches of a flow."""
+        runtime.exact(tf32=precision == "tf32")  # a training before may have set otherwise
         flow, arch = self.flow(network), self.architecture(network)
         parts = 2 * max(1, threads_for(self.device))
         spec = PairSpec("", "euler", 4, "uniform", 1.0, 0, 0, self.data.shape, MICRO_BATCH,
-                        parts * MICRO_BATCH)  # fmt: skip
+                        parts * MICRO_BATCH, precision=precision, compile=compiled)  # fmt: skip
         act = waiting(lambda: generate.network(flow, spec, parts), self.device)
-        one = self._once(["forward", arch], lambda: in_turns({"": act}, 3)[""])
+        one = self._once(
+            ["forward", arch, precision, compiled], lambda: in_turns({"": act}, 3)[""]
+        )
         return float(one / (parts * MICRO_BATCH * spec.nfe))
 
     def pool(self, teacher: NetworkRow) -> float:

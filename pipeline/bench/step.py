@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ from rfpp_core import runtime
 from rfpp_core.config import build, objective
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
+from rfpp_core.errors import UserError
 from rfpp_core.images import loader
 from rfpp_core.model.path import interpolate
 from rfpp_core.rng import StepRNG
-from rfpp_core.training import trainer
+from rfpp_core.training import perceptual, trainer
 from rfpp_core.training.couplings import Coupling
 from rfpp_core.training.train_config import TrainConfig
-from rfpp_core.training.trainer import TrainState
+from rfpp_core.training.trainer import StepReport, TrainState
 
 N = 2048  # images of the set
 STEPS = 10  # of the whole step's turn
@@ -58,6 +60,8 @@ def run(params: Params, shape: tuple[int, int, int]) -> list[Figure]:
         for name in rows[:1]:
             for recipe in _variants(params.recipe_of(name), device):
                 found += _of_flow(params, name, recipe, shape, device)
+    if not found:
+        raise UserError("no flow of params.yaml is trained")
     return found
 
 
@@ -94,8 +98,8 @@ def seconds(
 ) -> float:
     """Seconds of an update of a flow's training."""
     setup = _setup(params, name, recipe, shape, device)
-    whole = _parts(setup, device)["the whole step"]
-    return in_turns({"": waiting(whole, device)}, 3)[""] / STEPS
+    steps = _whole(setup, device)
+    return in_turns({"": waiting(lambda: next(steps), device)}, 3)[""] / STEPS
 
 
 def _setup(
@@ -117,28 +121,53 @@ def _setup(
                            generator=draws)  # fmt: skip
     state = TrainState(field, config, device)
     net: torch.nn.Module = torch.compile(state.net) if recipe.compile else state.net  # type: ignore[assignment]
-    loss = objective.loss(recipe, coupling, None, frozen)
+    loss = objective.loss(recipe, coupling, _perceptual(recipe, shape, device), frozen)
     return Setup(state, net, coupling, loss, recipe, config, images)
+
+
+def _perceptual(
+    recipe: Recipe, shape: tuple[int, int, int], device: torch.device
+) -> perceptual.Perceptual | None:
+    """The recipe's perceptual net with random weights, which are as fast."""
+    params = recipe.loss
+    if params.perceptual == "none":
+        return None
+    net: perceptual.Perceptual = perceptual.label_net(shape[0], 10, 0)
+    if params.perceptual == "lpips":
+        net = perceptual.LPIPS(None, params.pooling, params.resize)
+    net.chunk = params.chunk
+    return net.requires_grad_(False).eval().to(device)
+
+
+def _whole(setup: Setup, device: torch.device) -> Iterator[StepReport]:
+    """The trainer's own loop, ``STEPS`` updates at a time; what is compiled is so already."""
+    batches = loader.batches(
+        loader.place(setup.images, device), None, setup.recipe.batch, 0, device
+    )
+    setup.state.net.train()
+    steps = trainer.train(setup.state, batches, setup.loss, setup.config)
+    next(steps)
+    return steps
 
 
 def _parts(setup: Setup, device: torch.device) -> dict[str, Action]:
     """The whole step, and its parts by themselves, on the same batch."""
     state, recipe, config = setup.state, setup.recipe, setup.config
+    whole, steps = _whole(setup, device), count()
     batches = loader.batches(loader.place(setup.images, device), None, recipe.batch, 0, device)
-    batch, steps = next(batches), count()
+    batch = next(batches)
     times = objective.training_times(recipe.times)
     x, z, _ = setup.coupling(batch, _draws(config, 0, device))
     t = times(_draws(config, 0, device)).to(x.dtype)
-    x_t = interpolate(x, z, t)
-    state.net.train()
-    whole = trainer.train(state, batches, setup.loss, config)
-    next(whole)  # compiles
+    parts = list(zip(interpolate(x, z, t).chunk(recipe.accumulate), t.chunk(recipe.accumulate),
+                     strict=True))  # fmt: skip
 
     def network() -> None:
         state.optimizer.zero_grad(set_to_none=True)
-        with runtime.autocast(device, config.precision):
-            v = setup.net(x_t, t, None)
-        v.float().backward(torch.ones_like(x))
+        for x_t, at in parts:
+            with runtime.autocast(device, config.precision):
+                v = setup.net(x_t, at, None)
+            v.float().backward(torch.ones_like(v, dtype=torch.float32))
 
     def couple() -> None:
         draws = _draws(config, next(steps), device)
@@ -162,11 +191,13 @@ def _draws(config: TrainConfig, step: int, device: torch.device) -> StepRNG:
 def _of_peak(group: str, setup: Setup, seconds: float, device: torch.device) -> list[Figure]:
     """TFLOP/s of the network, and of a large matrix product, which is the peak here."""
     shape = setup.images.shape[1:]
-    x = torch.zeros(setup.recipe.batch, *shape, device=device)
+    size = setup.recipe.batch // setup.recipe.accumulate
+    x = torch.zeros(size, *shape, device=device)
     with FlopCounterMode(display=False) as counter:
-        setup.state.net(x, x.new_full((len(x),), 0.5), None).sum().backward()
+        setup.state.net(x, x.new_full((size,), 0.5), None).sum().backward()
+    operations = counter.get_total_flops() * setup.recipe.accumulate
     a = torch.randn(8192, 8192, device=device, dtype=runtime.dtype_of(setup.config.precision))
     product = in_turns({"": waiting(lambda: a @ a, device)})[""]
-    reached, peak = counter.get_total_flops() / seconds / 1e12, 2 * 8192**3 / product / 1e12
+    reached, peak = operations / seconds / 1e12, 2 * 8192**3 / product / 1e12
     return [Figure(group, "the network's operations", reached, "TFLOP/s", reached / peak),
             Figure(group, "a large matrix product", peak, "TFLOP/s", 1.0)]  # fmt: skip

@@ -96,12 +96,25 @@ def shape_of(config: Params) -> tuple[int, int, int]:
     """
     from rfpp_core.images import store
 
-    if artifacts.IMAGES.exists():
+    dataset = config.dataset
+    if prepared(config):
         channels, height, width = store.metadata(artifacts.IMAGES)["shape"]
         return channels, height, width
-    dataset = config.dataset
     if dataset.resolution:
         return dataset.channels, dataset.resolution, dataset.resolution
     if dataset.name not in SHAPES:
         raise UserError("the images' size is not known yet; run `dvc repro prepare` first")
     return SHAPES[dataset.name]
+
+
+def prepared(config: Params) -> bool:
+    """Whether the image store holds the run's images, and not those of other params."""
+    from rfpp_core.images import store
+
+    if not artifacts.IMAGES.exists():
+        return False
+    found, dataset = store.metadata(artifacts.IMAGES), config.dataset
+    channels, side, _ = found["shape"]
+    return (found["name"], channels) == (dataset.name, dataset.channels) and (
+        dataset.resolution in (None, side)
+    )

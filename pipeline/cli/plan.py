@@ -31,7 +31,7 @@ def plan(
 ) -> None:
     """Forecasts the run of params.yaml on this machine, from nothing.
 
-    Probes the rates for a minute or two; do nothing else on the machine meanwhile.
+    Probes the rates, for a minute where the networks are small; do nothing else on the machine meanwhile.
     """
     if hours is not None and not 0 < hours < 1e6:
         raise UserError(f"--hours is {hours}; it must be above 0 and below a million")
@@ -55,14 +55,16 @@ def _data(config: Params) -> DataShape:
     from pipeline.bench.probe import DataShape
     from rfpp_core.images import store
 
-    if artifacts.IMAGES.exists():
+    shape = bench.shape_of(config)
+    if bench.prepared(config):
         found = store.metadata(artifacts.IMAGES)
-        channels, height, width = found["shape"]
         counts = [store.count(artifacts.IMAGES, split) for split in ("train", "held_out")]
-        return DataShape((channels, height, width), counts[0], counts[1], found["classes"])
+        return DataShape(shape, counts[0], counts[1], found["classes"])
     if config.dataset.name not in SIZES:
         raise UserError("the images are not known yet; run `dvc repro prepare` first")
-    return DataShape(bench.shape_of(config), *SIZES[config.dataset.name])
+    train, held_out, classes = SIZES[config.dataset.name]
+    share = min(1.0, (config.dataset.limit or train + held_out) / (train + held_out))
+    return DataShape(shape, round(share * train), round(share * held_out), classes)
 
 
 def _table(rows: list[Row]) -> list[str]:
@@ -78,10 +80,10 @@ def _table(rows: list[Row]) -> list[str]:
 
 def _scaled(config: Params, rows: list[Row], hours: float) -> str:
     """Steps and pairs by one factor, so that all takes ``hours``; evaluation stays as it is."""
-    varied = sum(row.seconds for row in rows if row.stage in ("train", "generate"))
+    varied = sum(row.varies for row in rows)
     left = 3600 * hours - sum(row.seconds for row in rows) + varied
-    if left <= 0:
-        return f"{hours:g} hours are too few: what is not training or pairs alone takes longer"
+    if left <= 0 or not varied:
+        return f"{hours:g} hours: no steps and pairs fill them, the rest of the run takes longer"
     factor, parts = left / varied, []
     for name, recipe in config.recipes.items():
         if recipe.steps:

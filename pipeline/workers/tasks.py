@@ -44,29 +44,30 @@ def make_shard(store_path: str, teacher: str, shard: int) -> Made:
     Every micro-batch is aligned with the index and computed on its own, so neither the number of
     workers nor the order of shards can change an image.
     """
-    store = PairStore.open(Path(store_path), check_noise=False)
-    spec, flow = store.spec, _teacher(teacher, store.spec.compile)
-    if flow.digest != spec.teacher:
-        raise UserError(f"{teacher} is no longer the teacher of {store_path}")
-    return _commit(store, flow, shard, lambda first: micro_batch(flow, spec, first))
+    store, flow = _opened(store_path, teacher)
+    return _commit(store, flow, shard, lambda first: micro_batch(flow, store.spec, first))
 
 
 def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
     """Inverts one shard of real images to noise and commits both."""
-    store = PairStore.open(Path(store_path), check_noise=False)
-    flow, spec = _teacher(teacher, store.spec.compile), store.spec
-    if flow.digest != spec.teacher:
-        raise UserError(f"{teacher} is no longer the teacher of {store_path}")
-    return _commit(store, flow, shard, lambda first: inverted(flow, spec, images, first))
+    store, flow = _opened(store_path, teacher)
+    return _commit(store, flow, shard, lambda first: inverted(flow, store.spec, images, first))
 
 
 def translate_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
     """Translates one shard of the source domain's images and commits both."""
-    store = PairStore.open(Path(store_path), check_noise=False)
-    flow, spec = _teacher(teacher, store.spec.compile), store.spec
-    if flow.digest != spec.teacher:
+    store, flow = _opened(store_path, teacher)
+    return _commit(store, flow, shard, lambda first: translated(flow, store.spec, images, first))
+
+
+def _opened(store_path: str, teacher: str, check_noise: bool = False) -> tuple[PairStore, Flow]:
+    """A store and its teacher, in the store's precision."""
+    store = PairStore.open(Path(store_path), check_noise)
+    flow = _teacher(teacher, store.spec.compile)
+    if flow.digest != store.spec.teacher:
         raise UserError(f"{teacher} is no longer the teacher of {store_path}")
-    return _commit(store, flow, shard, lambda first: translated(flow, spec, images, first))
+    runtime.exact(tf32=store.spec.precision == "tf32")  # which the signature of a shard tells
+    return store, flow
 
 
 def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pairs]) -> Made:
@@ -110,8 +111,8 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
         teacher: its teacher's model file.
         rest: the path of the real images, if they were inverted or translated; then the shard.
     """
-    store, shard = PairStore.open(Path(store_path)), int(rest[-1])
-    spec, flow = store.spec, _teacher(teacher, store.spec.compile)
+    (store, flow), shard = _opened(store_path, teacher, check_noise=True), int(rest[-1])
+    spec = store.spec
     start, stop = store.span(shard)
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
@@ -166,7 +167,7 @@ def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
 def translated(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     """The micro-batch of the source domain's images from ``start`` on, in the place of noise, and
     what they translate to."""
-    rows = image_store.rows_of(Path(images), "train", spec.labels)
+    rows = image_store.rows_of(Path(images), "train", spec.source_labels)
     real = image_store.read_rows(Path(images), "train", rows[start : start + spec.micro_batch])
     z = to_float(torch.from_numpy(real.images))
     x = to_uint8(_drawn(flow, spec, z.to(flow.device), None)).cpu().numpy()
@@ -178,7 +179,6 @@ def _drawn(
 ) -> Tensor:
     """The ODE's other end of a micro-batch, float32 (B, C, H, W)."""
     sampler = SamplerConfig(spec.solver, spec.nfe, spec.grid, guidance=spec.guidance)
-    runtime.exact(tf32=spec.precision == "tf32")
     with runtime.autocast(flow.device, spec.precision):
         return draw(flow.field, state, y, sampler, backwards, spec.start).x.float()
 
@@ -189,9 +189,8 @@ def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
 
 @functools.lru_cache(maxsize=1)
 def _teacher(path: str, compiled: bool) -> Flow:
-    runtime.exact()
     flow = build.load_flow(path, runtime.device())
     if not compiled:
         return flow
-    field: nn.Module = torch.compile(flow.field)  # type: ignore[assignment]
+    field: nn.Module = torch.compile(flow.field, dynamic=False)  # type: ignore[assignment]
     return replace(flow, field=field)

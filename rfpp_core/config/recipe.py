@@ -243,6 +243,10 @@ class Recipe(Section):
         if loss.perceptual != "none" and self.objective in ("diffusion", "phased"):
             raise ValueError(f"objective: {self.objective} has no perceptual term; set "
                              f"loss.perceptual: none, or objective: flow_matching")  # fmt: skip
+        own = (loss.name, loss.weighting, loss.chunk) == (Loss().name, Loss().weighting, 0)
+        if self.objective == "features" and not own:
+            raise ValueError("objective: features has a distance of its own; leave loss.name, "
+                             "loss.weighting and loss.chunk at their defaults")  # fmt: skip
         if loss.perceptual == "none" and self.objective == "features":
             raise ValueError("objective: features compares velocities through a net; set "
                              "loss.perceptual to classifier or lpips")  # fmt: skip

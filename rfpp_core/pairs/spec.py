@@ -17,6 +17,7 @@ from rfpp_core import rng
 from rfpp_core.storage.zarr_arrays import Codec, Layout, digest_of
 
 FORMAT = 1
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 # fields with a default that may differ from it
 FREE = ("start", "source", "noise_kind", "precision", "compile", "codec", "domain")
 
@@ -62,7 +63,7 @@ class PairSpec:
     dtype: str = "uint8"
     scale: str = "x = q / 127.5 - 1"
     format: int = FORMAT
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     compile: bool = False
     codec: Codec = "blosc"
     domain: str = ""
@@ -78,6 +79,11 @@ class PairSpec:
         hence a default must never change."""
         defaults = {field.name: field.default for field in fields(self)}
         return {k: v for k, v in self.document.items() if v != defaults[k]}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The identity without the codec, which changes files and no pair."""
+        return {key: value for key, value in self.identity.items() if key != "codec"}
 
     @property
     def arrays(self) -> dict[str, Layout]:
@@ -119,7 +125,7 @@ class PairSpec:
         return ", ".join(f"{key} {a[key]} instead of {b[key]}" for key in a if a[key] != b[key])
 
     @property
-    def labels(self) -> tuple[int, ...]:
+    def source_labels(self) -> tuple[int, ...]:
         """Labels of the source domain; empty where the noise is none of images."""
         return tuple(int(label) for label in self.domain.split(",") if label)
 

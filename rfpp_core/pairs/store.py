@@ -241,7 +241,8 @@ class PairStore:
         return Pairs(arrays["images"], arrays["labels"], arrays.get("noise"))
 
     def digest(self, decode: bool = True) -> str:
-        """sha256 of spec and decoded content, whatever the order in which shards were committed.
+        """sha256 of spec and decoded content, whatever the codec, and the order in which shards
+        were committed.
 
         Args:
             decode: whether to check the content against the markers, which hold its digests.
@@ -254,7 +255,7 @@ class PairStore:
         if decode:
             for _ in self.each_shard():
                 pass
-        sha = hashlib.sha256(files.canonical(self.spec.identity).encode())
+        sha = hashlib.sha256(files.canonical(self.spec.content).encode())
         for k in range(self.shards):
             sha.update(self.marker(k)["pairs_sha256"].encode())
         return sha.hexdigest()

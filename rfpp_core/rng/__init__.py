@@ -61,15 +61,16 @@ def normal(key: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
 @cache
 def _fastest(kind: str) -> Callable[[int, Tensor, int], Tensor]:
     """The fastest implementation on a kind of device, if it has the definition's bits there."""
+    index, wrong = torch.tensor([0, 1, 999, 2**33 + 7], device=kind), "has other bits here"
     try:
         fast = cpu.normal if kind == "cpu" else _cuda()
-        index = torch.tensor([0, 1, 999, 2**33 + 7], device=kind)
         if torch.equal(fast(12345, index, 3074), box_muller.normal(12345, index, 3074)):
             return fast
-        warnings.warn(f"the fast noise on {kind} has other bits here; the slow one is used",
-                      stacklevel=2)  # fmt: skip
-    except ImportError:  # no Triton
-        pass
+    except ImportError:
+        wrong = "needs Triton"
+    except Exception as error:  # whatever a compiler says that is missing or does not fit
+        wrong = f"does not run here ({type(error).__name__})"
+    warnings.warn(f"the fast noise on {kind} {wrong}; the slow one is used", stacklevel=2)
     return box_muller.normal
 
 

@@ -36,8 +36,9 @@ def normal(key: int, index: Tensor, size: int) -> Tensor:
     out = torch.empty(len(index), size, device=index.device)
     grid = (len(index), triton.cdiv(size, 4 * BLOCK))
     halves = (_signed(key & MASK), _signed(key >> 32 & MASK))
-    kernel[grid](index, out, _constants(index.device), *halves, size,
-                 M0, M1, W0, W1, ROUNDS, TERMS, BLOCK, enable_fp_fusion=False)  # fmt: skip
+    with torch.cuda.device_of(index):  # type: ignore[no-untyped-call]  # Triton's is the current
+        kernel[grid](index, out, _constants(index.device), *halves, size,
+                     M0, M1, W0, W1, ROUNDS, TERMS, BLOCK, enable_fp_fusion=False)  # fmt: skip
     return out
 
 

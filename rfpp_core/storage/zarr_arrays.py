@@ -19,7 +19,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, ZstdCodec
-from zarr.codecs.numcodecs import Delta
 
 from rfpp_core.errors import Corrupted, UserError, quoted
 
@@ -27,6 +26,8 @@ MOST, LARGEST = 10**6, 2**30  # shards of an array; bytes of one, and of its noi
 
 Codec = Literal["blosc", "delta-zstd"]
 
+# which the docs say, too
+warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 zarr.config.set({"array.write_empty_chunks": True})  # of this process: no file records it
 
 
@@ -60,10 +61,10 @@ def create_array(group: zarr.Group, name: str, n: int, layout: Layout) -> zarr.A
 
 
 def _delta(dtype: str) -> Any:
-    """numcodecs' delta.  zarr warns that it is in no specification, which the docs say, too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Delta(dtype=np.dtype(dtype).str)
+    """numcodecs' delta."""
+    from zarr.codecs.numcodecs import Delta  # of zarr 3.1.3 and later
+
+    return Delta(dtype=np.dtype(dtype).str)
 
 
 def open_group(path: Path, made_by: str) -> zarr.Group:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 
 class GroupNorm(nn.GroupNorm):
@@ -38,7 +40,9 @@ def _suits(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and x.numel() > 0
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
 
 
@@ -88,6 +92,7 @@ class _Normalised(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # mean and r are constants to it
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, r = ctx.saved_tensors
         v, g = _pixels(x), _pixels(grads[0].contiguous(memory_format=torch.channels_last))

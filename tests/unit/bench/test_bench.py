@@ -10,6 +10,7 @@ from pipeline.bench import generate, loader, measure, noise, scale, step
 from pipeline.cli import bench, main
 from rfpp_core.config import params
 from rfpp_core.config.params import Params
+from rfpp_core.errors import UserError
 from rfpp_core.images import loader as images_loader
 from rfpp_core.pairs.store import PairStore
 
@@ -153,3 +154,18 @@ def test_an_unknown_bench_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "rfpp: there is no bench 'nothing'; there are noise, loader, step, generate, scale\n"
     )
+
+
+def test_there_must_be_something_to_measure(small):
+    with pytest.raises(UserError, match="no row of pairs"):
+        generate.run(small.model_copy(update={"pairs": {}}), (1, 8, 8))
+    with pytest.raises(UserError, match="no flow"):
+        step.run(small.model_copy(update={"flows": {}}), (1, 8, 8))
+
+
+def test_a_step_with_a_perceptual_loss_in_parts(small, quick):
+    recipe = small.recipes["first"]
+    seen = recipe.loss.model_copy(update={"perceptual": "classifier"})
+    recipe = recipe.model_copy(update={"loss": seen, "accumulate": 2})
+    figures = step.run(small.model_copy(update={"recipes": {"first": recipe}}), (1, 8, 8))
+    assert len(figures) == 12

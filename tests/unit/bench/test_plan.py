@@ -1,10 +1,11 @@
 """The forecast counts what a run does, by rates that are probed."""
 
 import pytest
+import zarr
 
 from pipeline.bench import forecast
 from pipeline.bench.probe import DataShape, Probe
-from pipeline.cli import main, plan
+from pipeline.cli import bench, main, plan, presets
 from rfpp_core.config import params
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation import network_size
@@ -40,8 +41,8 @@ def probe(run, monkeypatch) -> Probe:
     """Known rates instead of measured ones."""
     for name, value in RATES.items():
         monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
-    monkeypatch.setattr(Probe, "update", lambda self, flow: 0.01)
-    monkeypatch.setattr(Probe, "forward", lambda self, network: 1e-4)
+    monkeypatch.setattr(Probe, "update", lambda self, flow, accumulate: 0.01)
+    monkeypatch.setattr(Probe, "forward", lambda self, *_: 1e-4)
     monkeypatch.setattr(Probe, "properties", lambda self, network: 4.0)
     return Probe(run, DATA)
 
@@ -74,12 +75,12 @@ def test_seconds_and_evaluations_by_hand(probe):
 
 def test_steps_and_pairs_that_fill_the_hours(probe, run):
     rows = list(forecast.rows(probe))
-    fixed = sum(r.seconds for r in rows if r.stage not in ("train", "generate"))
-    varied = sum(r.seconds for r in rows if r.stage in ("train", "generate"))
+    varied = 2 * 10 + 0.8  # both trainings and the pairs of noise; not what starts a stage
+    fixed = sum(r.seconds for r in rows) - varied
     text = plan._scaled(run, rows, (fixed + 3 * varied) / 3600)
     assert "recipes.first.steps=3000" in text
     assert "pairs.pairs2.n=6000" in text
-    assert "too few" in plan._scaled(run, rows, 0.9 * fixed / 3600)
+    assert "no steps and pairs" in plan._scaled(run, rows, 0.9 * fixed / 3600)
 
 
 def test_memory_of_a_step_is_what_the_backward_pass_needs(run):
@@ -120,3 +121,28 @@ def test_hours_must_be_positive(tmp_path, monkeypatch, capsys, run):
     with pytest.raises(SystemExit, match="2"):
         main.entry()
     assert capsys.readouterr().err.startswith("rfpp: --hours is 0")
+
+
+def test_images_of_other_params_decide_nothing(run, tmp_path, monkeypatch):
+    """As after `rfpp preset`, before `dvc repro`."""
+    monkeypatch.chdir(tmp_path)
+    group = zarr.open_group(tmp_path / "data/images.zarr", mode="w", zarr_format=3)
+    group.attrs["rfpp"] = {"name": "cifar10", "shape": [3, 32, 32], "classes": 10}
+    assert not bench.prepared(run)
+    assert plan._data(run) == DataShape((1, 8, 8), 1438, 359, 10)
+    limited = run.dataset.model_copy(update={"limit": 599})
+    assert plan._data(run.model_copy(update={"dataset": limited})).train == 479
+
+
+def test_a_flow_between_domains_is_counted_by_its_images(tmp_path, monkeypatch):
+    for name, value in RATES.items():
+        monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
+    monkeypatch.setattr(Probe, "update", lambda self, flow, accumulate: 0.01)
+    monkeypatch.setattr(Probe, "forward", lambda self, *_: 1e-4)
+    monkeypatch.setattr(Probe, "properties", lambda self, network: 4.0)
+    (tmp_path / "params.yaml").write_text(presets.composed("transfer"))
+    config = params.load(tmp_path / "params.yaml")
+    rows = {f"{row.stage}@{row.name}": row for row in forecast.rows(Probe(config, DATA))}
+    assert rows["generate@pairs2"].forwards == 50 * 18  # half of the classes of 100 images
+    few = 20 * (1 + 2 + 4 + 8 + 35)  # each of 20 held-out images once
+    assert rows["evaluate@flow2"].forwards == few + 4 * config.evaluate.n

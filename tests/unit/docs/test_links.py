@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -75,3 +77,8 @@ def test_files_of_the_example_are_titles_of_blocks():
     text = hooks.included("CONTRIBUTING.md")
     assert '```python title="rfpp_core/training/couplings/antithetic.py"' in text
     assert '```diff title="rfpp_core/config/objective.py"' in text
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_placeholder_is_left(page):
+    assert not re.search(r"^[A-Z_]{4,}$", (ROOT / page).read_text(), re.MULTILINE)

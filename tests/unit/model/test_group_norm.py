@@ -72,3 +72,11 @@ def test_a_network_s_derivative_by_forward_mode_is_that_of_differences():
     _, tangent = torch.func.jvp(lambda x: net(x, c), (x,), (d,))
     gap = (net(x + 1e-2 * d, c) - net(x - 1e-2 * d, c)) / 2e-2
     torch.testing.assert_close(tangent, gap.detach(), rtol=2e-2, atol=2e-3)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    ours, _ = both(8, 2)
+    x = torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
+    [first] = torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()

@@ -180,7 +180,7 @@ def test_pairs_are_the_source_images_and_their_translations(trained):
 
 def test_a_spec_of_other_pairs_has_no_domain(trained):
     spec = pair_job.job_of("pairs2", trained).spec
-    assert (spec.domain, spec.labels, spec.seed) == ("0,1", SOURCE, 0)
+    assert (spec.domain, spec.source_labels, spec.seed) == ("0,1", SOURCE, 0)
     assert "domain" not in replace(spec, domain="").identity
 
 
