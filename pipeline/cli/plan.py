@@ -31,7 +31,8 @@ def plan(
 ) -> None:
     """Forecasts the run of params.yaml on this machine, from nothing.
 
-    Probes the rates, for a minute where the networks are small; do nothing else on the machine meanwhile.
+    Probes the rates, for a minute where the networks are small.  Do nothing else on the machine
+    meanwhile.
     """
     if hours is not None and not 0 < hours < 1e6:
         raise UserError(f"--hours is {hours}; it must be above 0 and below a million")
