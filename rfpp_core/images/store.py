@@ -21,6 +21,7 @@ from rfpp_core.images.decode import CorruptImage, Pixels
 from rfpp_core.images.sources import Source
 from rfpp_core.storage.zarr_arrays import Layout, create_array, open_group
 
+CHUNK = 1000  # images of a file
 Split = Literal["train", "held_out"]
 
 
@@ -79,14 +80,17 @@ def rows_of(path: Path, part: Split, wanted: Collection[int]) -> NDArray[np.int6
 
 
 def read_rows(path: Path, part: Split, rows: NDArray[np.int64]) -> Images:
-    """The images of a split at some positions, at least one and ascending; those between them are
-    decoded, too.
+    """The images of a split at some positions, at least one and ascending, a chunk at a time.
 
     Raises:
         Corrupted: as :func:`read_some`.
     """
-    between = read_some(path, part, slice(int(rows[0]), int(rows[-1]) + 1))
-    return Images(*(array[rows - rows[0]] for array in between))
+    found = []
+    for chunk in np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1):
+        between = read_some(path, part, slice(int(chunk[0]), int(chunk[-1]) + 1))
+        found.append(Images(*(array[chunk - chunk[0]] for array in between)))
+    images, labels = zip(*found, strict=True)
+    return Images(np.concatenate(images), np.concatenate(labels))
 
 
 def read(
@@ -222,10 +226,8 @@ def _refuse(corrupt: list[str], skipped: bool) -> None:
 class _Writer:
     """Writes one split chunk by chunk; at the end it is shortened by the skipped images."""
 
-    CHUNK = 1000
-
     def __init__(self, group: zarr.Group, shape: tuple[int, ...], n: int, sha: Any) -> None:
-        self.chunk, self.sha, self.own, self.done = min(self.CHUNK, n), sha, hashlib.sha256(), 0
+        self.chunk, self.sha, self.own, self.done = min(CHUNK, n), sha, hashlib.sha256(), 0
         layout = Layout(shape, "uint8", self.chunk, self.chunk)
         self.images: Any = create_array(group, "images", n, layout)
         self.labels: Any = create_array(group, "labels", n, Layout((), "int16", n, None))
