@@ -41,7 +41,7 @@ from rfpp_core.sampling.solver_table import (
     properties_of,
     row_name,
 )
-from rfpp_core.sampling.transfer import Transfer, states_of
+from rfpp_core.sampling.transfer import Transfer
 
 KIND = "evaluate"  # of staged work
 ROUND_TRIP_NFE = 8
@@ -259,7 +259,7 @@ def properties(
 def paths(flow: Flow, config: Params) -> flow_metrics.Paths:
     """How straight the paths of a flow are."""
     key, n = rng.subkey(config.seed, "straightness"), config.evaluate.straightness_n
-    z = states_of(flow, key, torch.arange(n)).to(flow.device)
+    z = flow.states(key, torch.arange(n)).to(flow.device)
     y = labels(flow, key, n)
     y = None if y is None else y.to(flow.device)
     return flow_metrics.paths(flow.field, z, y, flow.start)
@@ -276,7 +276,7 @@ def pairing(flow: Flow, config: Params, found: Results) -> dict[str, Any]:
 
 def ends(flow: Flow, config: Params) -> tuple[float, float]:
     key, n = rng.subkey(config.seed, "pairing"), config.evaluate.straightness_n
-    z = states_of(flow, key, torch.arange(n))
+    z = flow.states(key, torch.arange(n))
     y = labels(flow, key, n)
     given = None if y is None else y.tolist()
     x, mirrored = (flow.decode(noise, ENDS, given) for noise in (z, z.flip(-1)))
@@ -312,7 +312,7 @@ def speed(flow: Flow, n: int) -> float:
 def spent(flow: Flow, sampler: SamplerConfig) -> int:
     """Network evaluations of an adaptive solver, counted on a micro-batch."""
     index = torch.arange(MICRO_BATCH)
-    z = states_of(flow, 0, index).to(flow.device)
+    z = flow.states(0, index).to(flow.device)
     y = labels(flow, 0, MICRO_BATCH)
     y = None if y is None else y.to(flow.device)
     return draw(flow.field, z, y, sampler, start=flow.start).nfe

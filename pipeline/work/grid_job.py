@@ -26,7 +26,6 @@ from rfpp_core.sampling import grid_search, grids
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.sampler import SamplerConfig, threads_for
 from rfpp_core.sampling.solver_table import SEARCHED, row_name
-from rfpp_core.sampling.transfer import states_of
 from rfpp_core.storage import files
 
 MODULE = "grid_job"
@@ -58,7 +57,7 @@ def searched(flow: Flow, n: int, anchors: int, most: int, seed: int) -> dict[str
 
     def one(first: int) -> Tensor:
         part = slice(first, min(first + size, n))
-        z = states_of(flow, key, torch.arange(n)[part].to(flow.device))
+        z = flow.states(key, torch.arange(n)[part].to(flow.device))
         label = None if y is None else y[part].to(flow.device)
         with torch.inference_mode():
             return grid_search.gram(flow.field, flow.start * z, grid, label).cpu()

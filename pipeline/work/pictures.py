@@ -12,7 +12,7 @@ from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.sampling.solver_table import ADAPTIVE, row_name
 from rfpp_core.sampling.solvers import trajectory
-from rfpp_core.sampling.transfer import Transfer, states_of
+from rfpp_core.sampling.transfer import Transfer
 
 SHOWN = 64  # images of a grid
 
@@ -35,7 +35,7 @@ def draw(flow: Flow, name: str, config: Params, more: evaluation_job.Plan = ()) 
         console.save_grid(images, folder / file, 8)
     if isinstance(flow, Transfer):
         console.save_grid(flow.states(key, torch.arange(shown)), folder / "source.png", 8)
-    z = states_of(flow, key, torch.arange(8)).to(flow.device)
+    z = flow.states(key, torch.arange(8)).to(flow.device)
     y = None if labels is None else (torch.arange(8) % flow.classes).to(flow.device)
     with torch.inference_mode():
         grid = SamplerConfig("euler", 10).plan(flow.start)[0]

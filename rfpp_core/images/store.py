@@ -7,7 +7,7 @@ The image store is a Zarr group with ``train`` and ``held_out``, each with ``ima
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,9 +51,17 @@ def count(path: Path, part: Split) -> int:
 
 
 def labels(path: Path, part: Split) -> NDArray[np.integer[Any]]:
-    """The labels (N,) of a split."""
+    """The labels (N,) of a split.
+
+    Raises:
+        Corrupted: if their file is missing, empty, or not what was written.
+    """
     group: Any = open_group(path, "dvc repro prepare")[part]
-    found: NDArray[np.integer[Any]] = group["labels"][:]
+    _check_there(path, part, ["labels/c/0"])
+    try:
+        found: NDArray[np.integer[Any]] = group["labels"][:]
+    except (ValueError, RuntimeError) as error:
+        raise _corrupted(path, part, str(error)) from None
     return found
 
 
@@ -141,13 +149,18 @@ def read_some(path: Path, part: Split, span: slice) -> Images:
     first, stop, _ = span.indices(images.shape[0])
     shards = range(first // images.shards[0], -(-stop // images.shards[0]))
     names = [*(f"images/c/{k}/0/0/0" for k in shards), "labels/c/0"]
-    for file in (path / part / name for name in names):
-        if not file.exists() or not file.stat().st_size:  # zarr reads silent zeros
-            raise _corrupted(path, part, f"{file} is missing or empty")
+    _check_there(path, part, names)
     try:
         return Images(images[span], labels[span])
     except (ValueError, RuntimeError) as error:
         raise _corrupted(path, part, str(error)) from None
+
+
+def _check_there(path: Path, part: Split, names: Sequence[str]) -> None:
+    """Refuses missing and empty files, which zarr reads as silent zeros."""
+    for file in (path / part / name for name in names):
+        if not file.exists() or not file.stat().st_size:
+            raise _corrupted(path, part, f"{file} is missing or empty")
 
 
 def _corrupted(path: Path, part: Split, why: str) -> Corrupted:

@@ -96,16 +96,18 @@ class Flow:
         found = self._labels(rng.subkey(seed, "sample"), n, given)
         return None if found is None else [int(y) for y in found]
 
+    def states(self, key: int, index: Tensor) -> Tensor:
+        """What the samples ``index`` (B,) of a key start from: noise, float32 (B, C, H, W) on the
+        device of ``index``."""
+        return rng.normal(key, index, self.shape)
+
     def from_noise_key(
         self, key: int, n: int, sampler: SamplerConfig, labels: Tensor | None = None
     ) -> Tensor:
-        """Images of the noise samples 0..n-1 of a key, as :meth:`sample`."""
+        """Images of the samples 0..n-1 of a key, as :meth:`sample`."""
         index = torch.arange(n)
         return self._map(
-            n,
-            lambda part: rng.normal(key, index[part].to(self.device), self.shape),
-            sampler,
-            labels,
+            n, lambda part: self.states(key, index[part].to(self.device)), sampler, labels
         )
 
     def decode(

@@ -45,7 +45,7 @@ class Transfer(MapFlow):
         return hashlib.sha256(self.source.contiguous().numpy().tobytes()).hexdigest()
 
     def states(self, key: int, index: Tensor) -> Tensor:
-        """The source images with the numbers ``index`` (B,) of a key, on the CPU.
+        """The source images with the numbers ``index`` (B,) of a key, on the device of ``index``.
 
         In the order of a permutation of all N, then of another one: so N of them are distinct.
 
@@ -55,21 +55,10 @@ class Transfer(MapFlow):
         n = len(self.source)
         if not n:
             raise UserError(self.refusal)
-        index = index.cpu()
+        device, index = index.device, index.cpu()
         orders = {epoch: rng.permutation(key, epoch, n) for epoch in set((index // n).tolist())}
         rows = [int(orders[i // n][i % n]) for i in index.tolist()]
-        return self.source[rows]
-
-    def from_noise_key(
-        self, key: int, n: int, sampler: SamplerConfig, labels: Tensor | None = None
-    ) -> Tensor:
-        """Translations of the source images 0..n-1 of a key."""
-        return self._map(
-            n,
-            lambda part: self.states(key, torch.arange(n)[part]).to(self.device),
-            sampler,
-            labels,
-        )
+        return self.source[rows].to(device)
 
     def sample(
         self,
@@ -112,14 +101,6 @@ def as_transfer(flow: Flow) -> Flow:
 def with_source(flow: Transfer, source: Tensor) -> Transfer:
     """The flow with images that take the place of drawn noise, float32 (N, C, H, W)."""
     return Transfer(flow.field, flow.shape, flow.classes, flow.digest, flow.metadata, source)
-
-
-def states_of(flow: Flow, key: int, index: Tensor) -> Tensor:
-    """What a flow starts from, float32 (B, C, H, W) on the device of ``index``: noise of a key, or
-    source images in an order of it."""
-    if isinstance(flow, Transfer):
-        return flow.states(key, index).to(index.device)
-    return rng.normal(key, index, flow.shape)
 
 
 def _are_domains(found: Any) -> bool:

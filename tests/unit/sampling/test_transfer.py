@@ -8,7 +8,7 @@ from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.sampler import SamplerConfig
-from rfpp_core.sampling.transfer import Transfer, as_transfer, states_of, with_source
+from rfpp_core.sampling.transfer import Transfer, as_transfer, with_source
 from rfpp_core.storage import checkpoint
 from tests.helpers import save_tiny
 
@@ -61,7 +61,7 @@ def test_what_is_drawn_is_the_translation_of_the_states(given):
 
 def test_without_images_nothing_is_drawn_and_the_line_names_the_command(flow):
     for draw in (lambda: flow.sample(3), lambda: flow.from_noise_key(0, 3, EULER),
-                 lambda: states_of(flow, 0, torch.arange(3))):  # fmt: skip
+                 lambda: flow.states(0, torch.arange(3))):  # fmt: skip
         with pytest.raises(UserError, match=r"classes 0, 1 to classes 2, .*`rfpp transfer IMAG"):
             draw()
 
@@ -71,7 +71,7 @@ def test_a_flow_without_domains_is_left_as_it_is_and_starts_from_noise(tmp_path)
     assert type(flow) is Flow
     assert as_transfer(flow) is flow
     index = torch.arange(4)
-    assert torch.equal(states_of(flow, 5, index), rng.normal(5, index, flow.shape))
+    assert torch.equal(flow.states(5, index), rng.normal(5, index, flow.shape))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rfpp_core import SamplerConfig
 from rfpp_core.config import build
 from rfpp_core.errors import UserError
 from rfpp_core.model.attention_values import ValueTap
+from rfpp_core.runtime import map_exact
 from rfpp_core.sampling import flow as flows
 from rfpp_core.sampling import value_sharing
 from rfpp_core.sampling.flow import Flow
@@ -78,8 +79,12 @@ def test_values_are_kept_of_every_evaluation_of_the_shared_steps(flow, solver, s
 def test_a_run_is_reproduced_from_its_own_values(flow, solver, share):
     z = pictures(3)
     with ValueTap(flow.field) as tap:
-        images, values = record(flow, tap, z, ys(1), SOLVERS[solver], share, backwards=False)
-        again = replay(flow, tap, z, ys(1), SOLVERS[solver], values)
+
+        def run(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+            images, values = record(flow, tap, z, ys(1), SOLVERS[solver], share, backwards=False)
+            return images, replay(flow, tap, z, ys(1), SOLVERS[solver], values)
+
+        [(images, again)] = map_exact(run, [0], 1)  # on one thread, as a flow decodes
     assert torch.equal(again, images)
     assert torch.equal(images, flow.decode(z, SOLVERS[solver], [1]))
 

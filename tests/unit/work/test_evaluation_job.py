@@ -183,7 +183,7 @@ EDITS = {
         "return torch.linspace(1, 0, 1 + steps", ALL,
     ),
     "how evaluations are counted": (
-        "pipeline.work.evaluation_job", "z = rng.normal(0, index", "z = rng.normal(1, index",
+        "pipeline.work.evaluation_job", "z = flow.states(0, index", "z = flow.states(1, index",
         {"evaluations rk45"},
     ),
     "how straightness is measured": (
@@ -208,7 +208,9 @@ EDITS = {
     "another network": (
         "rfpp_core.model.nets.song_unet", "def forward(", "SCALE = 1\n\n    def forward(", set(),
     ),
-    "the noise": ("rfpp_core.rng", "def philox(", "def philox(x=1, *, ", ALL),
+    "the noise": (
+        "rfpp_core.rng.philox", "def philox(", "def philox(x=1, *, ", ALL,
+    ),
     "the exactness settings": (
         "rfpp_core.runtime", "cudnn.allow_tf32 = tf32", "cudnn.allow_tf32 = True", ALL,
     ),

@@ -220,7 +220,7 @@ def test_every_network_is_built_by_the_table(name):
     modules = training_job.code_of(Recipe(), arch, ["independent"])
     of_net = {m.removeprefix("rfpp_core.model.nets.") for m in modules if ".nets." in m}
     own = {"small_unet": "small_unet", "adm": "dhariwal_unet"}.get(name, "song_unet")
-    shared = {"layers"} if name == "small_unet" else of_net & EDM_SHARED
+    shared = {"layers", "group_norm"} if name == "small_unet" else of_net & EDM_SHARED
     assert shared
     assert of_net == shared | {own}
 
