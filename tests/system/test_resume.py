@@ -108,6 +108,7 @@ def test_everything_can_be_killed(tmp_path, finished):
         assert (project.path / name).read_text() == (finished.path / name).read_text()
 
 
+@pytest.mark.long
 def test_reference_and_evaluation_resume(tmp_path, finished):
     """Killed, they go on and end in the same bytes; what was measured is not measured again."""
     project = finished.copy(tmp_path / "project")
@@ -156,6 +157,7 @@ def test_experiments_resume_the_same_work(tmp_path, pretrained, finished):
     assert results(project) == results(finished)
 
 
+@pytest.mark.long
 def test_workers_and_dead_workers_do_not_matter(tmp_path, pretrained, finished, monkeypatch):
     """Two workers, one of them killed as the OOM killer does: retried, and the same pairs."""
     monkeypatch.setenv("RFPP_WORKERS", "2")
