@@ -68,7 +68,7 @@ def test_a_second_row_that_says_the_same_computes_nothing(tmp_path, finished):
         "networks.again={arch: small_unet, channels: 16, multipliers: [1, 2], precond: velocity,"
         " conditional: false}",
         "recipes.same={steps: 100, batch: 64, lr: 0.002, loss: {name: pseudo_huber}, warmup: 10,"
-        " decay: constant, ema: 0.9, threads: 1, log_every: 10}",
+        " times: {at_one: 0.9}, decay: constant, ema: 0.9, threads: 1, log_every: 10}",
         "pairs.twin={teacher: other1, n: 1200, solver: heun, nfe: 5, shard: 100, micro_batch: 50}",
         "flows.other1={recipe: pretrain, data: images, mix: images, start: again, many_seeds: 2}",
         "flows.other2={recipe: same, data: twin, mix: pairs2, start: flow1}",
