@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.bench.measure import Figure
+from pipeline.work.pair_job import TASK
 from pipeline.workers.pool import ProcessPool
 from pipeline.workers.tasks import Made
 from rfpp_core import runtime
@@ -23,7 +24,6 @@ from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.sampler import threads_for
 from rfpp_core.storage import checkpoint
 
-TASK = "pipeline.workers.tasks:make_shard"
 SHARDS, ROUNDS = 2, 3
 
 

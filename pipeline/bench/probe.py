@@ -19,7 +19,7 @@ import torch
 
 from pipeline.bench import generate, step
 from pipeline.bench.measure import in_turns, waiting
-from pipeline.work import evaluation_job, feature_nets
+from pipeline.work import evaluation_job, feature_nets, pair_job
 from pipeline.workers import pool as workers
 from pipeline.workers.tasks import Made
 from rfpp_core import runtime
@@ -153,7 +153,7 @@ def _pool_seconds(probe: Probe, teacher: NetworkRow) -> float:
         PairStore.create(path, spec, 32)
         began = time.perf_counter()
         pool = workers.open_pool()
-        call = (generate.TASK, str(path), str(model))
+        call = (pair_job.TASK, str(path), str(model))
         made: list[Made] = make_shards(pool, call, [0, 1], spec.shard)
         pool.close()
         return time.perf_counter() - began - sum(m.computing for m in made) / pool.size

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from rfpp_core.pairs.store import PairStore
 
 KIND = "pairs"  # of staged work
+TASK = "pipeline.workers.tasks:make_shard"
 TOLERATED_SHARE, TOLERATED_LEVELS = 0.01, 1.0  # of pixels, of 255: another model of GPU
 TOLERATED_NOISE = 64.0  # 255ths: inversion magnifies another machine's last bits
 
 
 class PairJob(NamedTuple):
-    """A set of pairs to make: what determines them, how many, the workers' task, the target."""
+    """A set of pairs to make: what determines them, how many, the target."""
 
     spec: PairSpec
     n: int
-    task: str  # "module:function" of (store, *arguments, shard)
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # of the workers' task, (store, *arguments, shard)
     target: Path
 
     def request(self) -> dict[str, Any]:
@@ -75,18 +75,14 @@ def job_of(name: str, config: Params) -> PairJob:
         codec=row.codec,
         domain=",".join(map(str, domain)),
     )
-    path = str(teacher.resolve())
-    if real_ones:
-        arguments = (path, str(artifacts.IMAGES.resolve()))
-        n, task = image_store.count(artifacts.IMAGES, "train"), "invert_shard"
-        if domain:
-            rows = image_store.rows_of(artifacts.IMAGES, "train", domain)
-            n, task = len(rows), "translate_shard"
-        return PairJob(spec, n, f"pipeline.workers.tasks:{task}", arguments, artifacts.pairs(name))
-    assert row.n is not None
-    return PairJob(
-        spec, row.n, "pipeline.workers.tasks:make_shard", (path,), artifacts.pairs(name)
-    )
+    path, target = str(teacher.resolve()), artifacts.pairs(name)
+    if not real_ones:
+        assert row.n is not None
+        return PairJob(spec, row.n, (path,), target)
+    n = image_store.count(artifacts.IMAGES, "train")
+    if domain:
+        n = len(image_store.rows_of(artifacts.IMAGES, "train", domain))
+    return PairJob(spec, n, (path, str(artifacts.IMAGES.resolve())), target)
 
 
 def domain_of(name: str, row: PairSet, teacher: Mapping[str, Any]) -> tuple[int, ...]:
@@ -191,7 +187,7 @@ def _fill(store: PairStore, given: PairJob, work: workdir.Staging) -> list[Made]
         if missing:
             from pipeline.workers.prefect_flow import make_shards
 
-            call = (given.task, str(store.path), *given.arguments)
+            call = (TASK, str(store.path), *given.arguments)
             made = make_shards(pool, call, missing, given.spec.shard)
     except BaseException:
         pool.close(kill=True)
@@ -217,8 +213,7 @@ def check_regenerated(
     accepted are known by the digest of this micro-batch.
     """
     found = _regenerate(pool, str(store.path), *arguments, shard)
-    of_noise = store.spec.stored and not store.spec.domain
-    most = TOLERATED_NOISE if of_noise else TOLERATED_LEVELS
+    most = TOLERATED_NOISE if store.spec.inverts else TOLERATED_LEVELS
     share, levels = (0.0, 0.0) if found.same_machine else (TOLERATED_SHARE, most)
     if (found.share <= share and found.levels <= levels) or work.accepts(shard, found.digest):
         return

@@ -38,26 +38,20 @@ class Made(NamedTuple):
     writing: float  # files, fsync, digests and marker
 
 
-def make_shard(store_path: str, teacher: str, shard: int) -> Made:
-    """Generates and commits one shard.
+def make_shard(store_path: str, teacher: str, *rest: str | int) -> Made:
+    """Makes and commits one shard: of drawn noise, of real images that are inverted, or of those
+    that are translated, as the store's spec says.
 
     Every micro-batch is aligned with the index and computed on its own, so neither the number of
     workers nor the order of shards can change an image.
+
+    Args:
+        store_path: the store.
+        teacher: its teacher's model file.
+        rest: the path of the real images, if it takes any; then the shard.
     """
     store, flow = _opened(store_path, teacher)
-    return _commit(store, flow, shard, lambda first: micro_batch(flow, store.spec, first))
-
-
-def invert_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
-    """Inverts one shard of real images to noise and commits both."""
-    store, flow = _opened(store_path, teacher)
-    return _commit(store, flow, shard, lambda first: inverted(flow, store.spec, images, first))
-
-
-def translate_shard(store_path: str, teacher: str, images: str, shard: int) -> Made:
-    """Translates one shard of the source domain's images and commits both."""
-    store, flow = _opened(store_path, teacher)
-    return _commit(store, flow, shard, lambda first: translated(flow, store.spec, images, first))
+    return _commit(store, flow, int(rest[-1]), _maker(flow, store.spec, rest))
 
 
 def _opened(store_path: str, teacher: str, check_noise: bool = False) -> tuple[PairStore, Flow]:
@@ -109,35 +103,35 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
     Args:
         store_path: the store.
         teacher: its teacher's model file.
-        rest: the path of the real images, if they were inverted or translated; then the shard.
+        rest: as of :func:`make_shard`.
     """
     (store, flow), shard = _opened(store_path, teacher, check_noise=True), int(rest[-1])
     spec = store.spec
     start, stop = store.span(shard)
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
-    if spec.stored and not spec.domain:
-        images = str(rest[0])
-        with _fitting(spec):
-            [new] = runtime.map_exact(lambda at: inverted(flow, spec, images, at), [start], 1)
+    with _fitting(spec):
+        [new] = runtime.map_exact(_maker(flow, spec, rest), [start], 1)
+    if spec.inverts:
         assert old.noise is not None
         assert new.noise is not None
         gap = 255 * np.abs(old.noise - new.noise)
         if not same:  # the last bits of another machine do not count
             gap = gap * (gap > 1)
     else:
-        make = _maker(flow, spec, rest)
-        with _fitting(spec):
-            [new] = runtime.map_exact(make, [start], 1)
         gap = np.abs(old.images.astype(np.float32) - new.images)
     return Regenerated(float((gap > 0).mean()), float(gap.max()), new.digest, same)
 
 
 def _maker(flow: Flow, spec: PairSpec, rest: Sequence[str | int]) -> Callable[[int], Pairs]:
-    """Makes the micro-batch of images from a pair on."""
-    if spec.domain:
-        return lambda first: translated(flow, spec, str(rest[0]), first)
-    return lambda first: micro_batch(flow, spec, first)
+    """Makes the micro-batch from a pair on; ``rest`` as of :func:`make_shard`."""
+    if not spec.stored:
+        return lambda first: micro_batch(flow, spec, first)
+    images = Path(str(rest[0]))
+    if spec.inverts:
+        return lambda first: inverted(flow, spec, images, first)
+    rows = image_store.rows_of(images, "train", spec.source_labels)
+    return lambda first: translated(flow, spec, images, rows[first : first + spec.micro_batch])
 
 
 def micro_batch(flow: Flow, spec: PairSpec, start: int) -> Pairs:
@@ -153,9 +147,9 @@ def _noise(flow: Flow, spec: PairSpec, start: int) -> Tensor:
     return spec.z(spec.index(start, start + spec.micro_batch).to(flow.device))
 
 
-def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
+def inverted(flow: Flow, spec: PairSpec, images: Path, start: int) -> Pairs:
     """The micro-batch of real images from ``start`` on, and the noise that they invert to."""
-    real = image_store.read_some(Path(images), "train", slice(start, start + spec.micro_batch))
+    real = image_store.read_some(images, "train", slice(start, start + spec.micro_batch))
     x = to_float(torch.from_numpy(real.images)).to(flow.device)
     y = torch.from_numpy(real.labels).long() if spec.classes else None
     label = None if y is None else y.to(flow.device)
@@ -164,11 +158,10 @@ def inverted(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
     return Pairs(real.images, _labels(y, len(noise)), noise)
 
 
-def translated(flow: Flow, spec: PairSpec, images: str, start: int) -> Pairs:
-    """The micro-batch of the source domain's images from ``start`` on, in the place of noise, and
+def translated(flow: Flow, spec: PairSpec, images: Path, rows: NDArray[np.int64]) -> Pairs:
+    """A micro-batch of the source domain's images, at these positions, in the place of noise, and
     what they translate to."""
-    rows = image_store.rows_of(Path(images), "train", spec.source_labels)
-    real = image_store.read_rows(Path(images), "train", rows[start : start + spec.micro_batch])
+    real = image_store.read_rows(images, "train", rows)
     z = to_float(torch.from_numpy(real.images))
     x = to_uint8(_drawn(flow, spec, z.to(flow.device), None)).cpu().numpy()
     return Pairs(np.ascontiguousarray(x), _labels(None, len(x)), np.ascontiguousarray(z.numpy()))

@@ -134,6 +134,11 @@ class PairSpec:
         """Whether the store holds the noise."""
         return self.noise_kind == "stored"
 
+    @property
+    def inverts(self) -> bool:
+        """Whether noise is what was made, of images; else images were, of noise or a domain's."""
+        return self.stored and not self.domain
+
     def noise_digest(self, shard: int) -> str:
         """sha256 of the noise of a shard's first pair, float32 bytes; empty for stored noise,
         which the digest of the pairs covers."""

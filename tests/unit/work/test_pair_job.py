@@ -169,7 +169,7 @@ def test_real_images_and_their_noise(tmp_path, teacher):
     for name, order in (("a", [0, 1, 2]), ("b", [2, 1, 0])):
         store = PairStore.create(tmp_path / f"{name}.zarr", spec, 47)
         for shard in order:
-            tasks.invert_shard(str(store.path), str(teacher), str(tmp_path / "images.zarr"), shard)
+            tasks.make_shard(str(store.path), str(teacher), str(tmp_path / "images.zarr"), shard)
         digests.add(store.digest())
     assert len(digests) == 1
     images, labels, noise = store.read_all()

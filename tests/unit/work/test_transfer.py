@@ -141,9 +141,8 @@ def translated(config: params.Params, order: list[int]) -> PairStore:
     """The pairs of the trained flow1, made in this process and published."""
     job = pair_job.job_of("pairs2", config)
     store = PairStore.create(artifacts.work() / f"{order[0]}.zarr", job.spec, job.n)
-    make = getattr(tasks, job.task.partition(":")[2])
     for shard in order:
-        make(str(store.path), *job.arguments, shard)
+        tasks.make_shard(str(store.path), *job.arguments, shard)
     return PairStore.open(store.path)
 
 
