@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from rfpp_core.errors import UserError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of a network; tf32 is CUDA's
 A = TypeVar("A")
 B = TypeVar("B")
 

@@ -6,11 +6,13 @@ import shutil
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pipeline.bench.measure import Figure
+from pipeline.bench.measure import Figure, rates, waiting
 from pipeline.work.pair_job import TASK
 from pipeline.workers.pool import ProcessPool
 from pipeline.workers.tasks import Made
@@ -41,23 +43,19 @@ def run(params: Params, shape: tuple[int, int, int]) -> list[Figure]:
     arch = build.architecture(network, shape, 10 * network.conditional)
     runtime.exact(tf32=row.precision == "tf32")
     with tempfile.TemporaryDirectory() as folder:
-        teacher = Path(folder) / "teacher.safetensors"
-        checkpoint.save(teacher, build.field(arch).state_dict(), {"architecture": arch})
+        teacher = random_teacher(Path(folder), arch)
         flow = build.load_flow(teacher, runtime.device())
         spec = PairSpec(flow.digest, row.solver, row.nfe, row.grid, 1.0, flow.classes, 0, shape,
                         row.micro_batch, row.shard, flow.start, precision=row.precision,
                         compile=row.compile, codec=row.codec)  # fmt: skip
-        arms = _arms(flow.device)
-        seconds: dict[str, list[float]] = {
-            "the network by itself": [],
-            **{arm: [] for arm in arms},
-        }
-        pools = {arm: ProcessPool(names) for arm, names in arms.items()}
+        pools = {arm: ProcessPool(names) for arm, names in _arms(flow.device).items()}
+        alone = "the network by itself"
+        seconds: dict[str, list[float]] = {arm: [] for arm in (alone, *pools)}
         try:
             for pool in pools.values():  # starts the workers
                 _generate(pool, spec, teacher, Path(folder) / "warm.zarr")
             for _ in range(ROUNDS):
-                seconds["the network by itself"].append(_timed(flow, spec))
+                seconds[alone].append(_timed(flow, spec))
                 for arm, pool in pools.items():
                     taken = _generate(pool, spec, teacher, Path(folder) / "pairs.zarr")
                     seconds[arm].append(taken)
@@ -66,26 +64,26 @@ def run(params: Params, shape: tuple[int, int, int]) -> list[Figure]:
                 pool.close()
     group = f"{name}: {spec.solver} at {spec.nfe} NFE, shards of {spec.shard}, on {flow.device}"
     medians = {arm: statistics.median(values) for arm, values in seconds.items()}
-    first = medians["the network by itself"]
-    return [Figure(group, arm, SHARDS * spec.shard / value, "pairs/s", first / value)
-            for arm, value in medians.items()]  # fmt: skip
+    return rates(group, "pairs/s", SHARDS * spec.shard, medians)
+
+
+def random_teacher(folder: Path, arch: dict[str, Any]) -> Path:
+    """A model file of a network with random weights."""
+    path = folder / "teacher.safetensors"
+    checkpoint.save(path, build.field(arch).state_dict(), {"architecture": arch})
+    return path
 
 
 def _arms(device: torch.device) -> dict[str, list[str]]:
     """Devices of the workers of each arm."""
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        one = {"one worker": ["cuda:0"]}
-        return (
-            one if count < 2 else {**one, f"{count} workers": [f"cuda:{i}" for i in range(count)]}
-        )
-    return {"one worker, all cores": ["cpu"], "two workers": ["cpu", "cpu"]}
+    if device.type == "cpu":
+        return {"one worker, all cores": ["cpu"], "two workers": ["cpu", "cpu"]}
+    every = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return {"one worker": every[:1], **({f"{len(every)} workers": every} if every[1:] else {})}
 
 
 def _generate(pool: ProcessPool, spec: PairSpec, teacher: Path, path: Path) -> float:
     """Seconds from the first shard's start to the last one's commit."""
-    from concurrent.futures import ThreadPoolExecutor
-
     shutil.rmtree(path, ignore_errors=True)
     PairStore.create(path, spec, SHARDS * spec.shard)
     with ThreadPoolExecutor(pool.size) as threads:
@@ -96,10 +94,8 @@ def _generate(pool: ProcessPool, spec: PairSpec, teacher: Path, path: Path) -> f
 
 
 def _timed(flow: Flow, spec: PairSpec) -> float:
-    began = time.perf_counter()
-    network(flow, spec, SHARDS * spec.shard // spec.micro_batch)
-    if flow.device.type == "cuda":
-        torch.cuda.synchronize(flow.device)
+    parts, began = SHARDS * spec.shard // spec.micro_batch, time.perf_counter()
+    waiting(lambda: network(flow, spec, parts), flow.device)()
     return time.perf_counter() - began
 
 

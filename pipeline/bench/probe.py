@@ -24,17 +24,18 @@ from pipeline.workers import pool as workers
 from pipeline.workers.tasks import Made
 from rfpp_core import runtime
 from rfpp_core.config import build
+from rfpp_core.config.flow import IMAGES
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.params import Params
 from rfpp_core.evaluation import classifier
 from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import compare, real_of
 from rfpp_core.images.store import Images
-from rfpp_core.pairs.spec import PairSpec, Precision
+from rfpp_core.pairs.spec import PairSpec
 from rfpp_core.pairs.store import PairStore
 from rfpp_core.sampling.flow import MICRO_BATCH, Flow
 from rfpp_core.sampling.sampler import threads_for
-from rfpp_core.storage import checkpoint, files
+from rfpp_core.storage import files
 
 
 class DataShape(NamedTuple):
@@ -86,7 +87,7 @@ class Probe:
         """Seconds of an update of a flow's training, its batch in so many parts."""
         recipe = self.params.recipe_of(flow).model_copy(update={"accumulate": accumulate})
         arch = self.architecture(self.params.network_of(flow))
-        on_images = self.params.flows[flow].data == "images"
+        on_images = self.params.flows[flow].data == IMAGES
         return float(self._once(
             ["update", arch, recipe.model_dump(mode="json"), on_images],
             lambda: step.seconds(self.params, flow, recipe, self.data.shape, self.device),
@@ -106,7 +107,7 @@ class Probe:
         return found
 
     def forward(
-        self, network: NetworkRow, precision: Precision = "fp32", compiled: bool = False
+        self, network: NetworkRow, precision: runtime.Precision = "fp32", compiled: bool = False
     ) -> float:
         """Seconds of a network evaluation of one image, in the micro-batches of a flow."""
         runtime.exact(tf32=precision == "tf32")  # a training before may have set otherwise
@@ -145,8 +146,7 @@ def _pool_seconds(probe: Probe, teacher: NetworkRow) -> float:
 
     arch = probe.architecture(teacher)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        path, model = Path(folder) / "pairs.zarr", Path(folder) / "teacher.safetensors"
-        checkpoint.save(model, build.field(arch).state_dict(), {"architecture": arch})
+        path, model = Path(folder) / "pairs.zarr", generate.random_teacher(Path(folder), arch)
         flow = build.load_flow(model)
         spec = PairSpec(flow.digest, "euler", 1, "uniform", 1.0, flow.classes, 0, flow.shape,
                         16, 16)  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bench.loader import pair_store, photographs
-from pipeline.bench.measure import Figure, peak_memory
+from pipeline.bench.measure import Figure, costs, peak_memory
 from rfpp_core.images.buffers import Buffers
 from rfpp_core.pairs.store import PairStore
 
@@ -37,17 +37,14 @@ def run(small: int = SMALL, large: int = LARGE, rounds: int = ROUNDS, many: int 
         for _ in range(rounds):
             for n, values in taken.items():
                 values.append(_write_and_read(place / f"{time.monotonic_ns()}", images, n))
-        shards = {n: _per_shard(place / f"shards{n}", images[:, :1, :8, :8], n)
+        shards = {f"{n:,} shards": _per_shard(place / f"shards{n}", images[:, :1, :8, :8], n)
                   for n in sorted({min(FEW, many), many})}  # fmt: skip
     found = []
     for i, what in enumerate(("write", "open, check and read into files")):
-        seconds = {n: statistics.median(v[i] for v in values) / n for n, values in taken.items()}
-        found += [Figure(f"{what}, 3x32x32", f"{n:,} pairs", 1e6 * value, "us a pair",
-                         value / seconds[small]) for n, value in seconds.items()]  # fmt: skip
-    first = next(iter(shards.values()))
-    found += [Figure(f"commit, digest and publish shards of {PAIRS} pairs", f"{n:,} shards",
-                     1e3 * value, "ms a shard", value / first)
-              for n, value in shards.items()]  # fmt: skip
+        seconds = {f"{n:,} pairs": statistics.median(v[i] for v in values) / n
+                   for n, values in taken.items()}  # fmt: skip
+        found += costs(f"{what}, 3x32x32", "us a pair", 1, seconds)
+    found += costs(f"commit, digest and publish shards of {PAIRS} pairs", "ms a shard", 1, shards)
     return [*found, Figure("memory", "most that this process held", peak_memory(), "GB")]
 
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.bench.measure import Action, Figure, in_turns, waiting
 from rfpp_core import runtime
 from rfpp_core.config import build, objective
+from rfpp_core.config.flow import IMAGES
 from rfpp_core.config.params import Params
 from rfpp_core.config.recipe import Recipe
 from rfpp_core.errors import UserError
@@ -51,12 +52,9 @@ def run(params: Params, shape: tuple[int, int, int]) -> list[Figure]:
         shape: of an image, (C, H, W).
     """
     device, found = runtime.device(), []
-    for kind in ("images", "pairs"):
-        rows = [
-            name
-            for name, row in params.flows.items()
-            if params.recipe_of(name).steps and (row.data == "images") == (kind == "images")
-        ]
+    trained = [name for name in params.flows if params.recipe_of(name).steps]
+    for on_images in (True, False):
+        rows = [name for name in trained if (params.flows[name].data == IMAGES) is on_images]
         for name in rows[:1]:
             for recipe in _variants(params.recipe_of(name), device):
                 found += _of_flow(params, name, recipe, shape, device)
@@ -113,9 +111,9 @@ def _setup(
     if recipe.frozen_start:
         frozen = copy.deepcopy(field).requires_grad_(False).eval().to(device)
     config = replace(build.train_config(recipe, 0), steps=1 << 40, log_every=STEPS)
-    on_pairs = params.flows[name].data != "images"
-    coupling = (objective.PAIRED["seeded"](0, None) if on_pairs
-                else objective.COUPLINGS["independent"](recipe))  # fmt: skip
+    on_images = params.flows[name].data == IMAGES
+    coupling = (objective.COUPLINGS["independent"](recipe) if on_images
+                else objective.PAIRED["seeded"](0, None))  # fmt: skip
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (max(N, 2 * recipe.batch), *shape), dtype=torch.uint8,
                            generator=draws)  # fmt: skip

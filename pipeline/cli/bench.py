@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,42 +46,16 @@ def bench(
         files.write_json(out, document)
 
 
-def _noise() -> list[Figure]:
-    from pipeline.bench import noise
-
-    return noise.run()
-
-
-def _loader() -> list[Figure]:
-    from pipeline.bench import loader
-
-    return loader.run()
+def _measured(name: str) -> list[Figure]:
+    """The figures of a module of ``pipeline.bench``; some are of the run of params.yaml."""
+    module: Any = import_module(f"pipeline.bench.{name}")
+    found: list[Figure] = module.run(*(_run() if name in OF_A_RUN else ()))
+    return found
 
 
-def _step() -> list[Figure]:
-    from pipeline.bench import step
-
-    return step.run(*_run())
-
-
-def _generate() -> list[Figure]:
-    from pipeline.bench import generate
-
-    return generate.run(*_run())
-
-
-def _scale() -> list[Figure]:
-    from pipeline.bench import scale
-
-    return scale.run()
-
-
+OF_A_RUN = ("step", "generate")
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
-    "noise": _noise,
-    "loader": _loader,
-    "step": _step,
-    "generate": _generate,
-    "scale": _scale,
+    name: partial(_measured, name) for name in ("noise", "loader", *OF_A_RUN, "scale")
 }
 
 

@@ -113,15 +113,18 @@ def data_of(
 
 def _of_domains(domains: Domains, digest: str) -> DataSet:
     """The images of two domains; there are as many as in the target, which epochs go through."""
-    for side in ("source", "target"):
-        wanted = getattr(domains, side)
-        if not len(image_store.rows_of(artifacts.IMAGES, "train", wanted)):
+    sides = {"source": domains.source, "target": domains.target}
+    counts = {side: len(image_store.rows_of(artifacts.IMAGES, "train", wanted))
+              for side, wanted in sides.items()}  # fmt: skip
+    for side, wanted in sides.items():
+        if not counts[side]:
             raise UserError(f"{artifacts.IMAGES} has no training images of the classes "
                             f"{', '.join(map(str, wanted))} (domains.{side}); data/summary.json "
                             f"lists those there are, from 0")  # fmt: skip
-    n = len(image_store.rows_of(artifacts.IMAGES, "train", domains.target))
     document = domains.model_dump(mode="json")
-    return DataSet(artifacts.IMAGES, digest, n, "transfer", "pretrain", {}, domains=document)
+    return DataSet(
+        artifacts.IMAGES, digest, counts["target"], "transfer", "pretrain", {}, domains=document
+    )
 
 
 def _differs(name: str, params: Params, store: PairStore, digest: str) -> str:

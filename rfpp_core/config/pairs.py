@@ -14,6 +14,7 @@ from rfpp_core.config.section import (
     Sha256,
     SolverName,
 )
+from rfpp_core.runtime import Precision
 from rfpp_core.sampling.solver_table import properties_of
 
 
@@ -41,7 +42,7 @@ class PairSet(Section):
     guidance: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="guidance scale of a conditional teacher; 1: no guidance"
     )
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="fp32",
         description="of the teacher's network; bf16 is several times faster on recent GPUs, and "
         "makes slightly other images",

@@ -19,6 +19,7 @@ from rfpp_core.config.section import (
     described,
 )
 from rfpp_core.model.vp import SCHEDULES
+from rfpp_core.runtime import Precision
 
 
 class Times(Section):
@@ -125,7 +126,7 @@ class Recipe(Section):
     label_dropout: Fraction = Field(
         default=0.0, description="share of labels that are hidden; guidance needs some"
     )
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="fp32", description="of the network; tf32 is TensorFloat-32 products on CUDA"
     )
     compile: bool = Field(default=False, description="whether to use torch.compile")

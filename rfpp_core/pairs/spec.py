@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfpp_core import rng
+from rfpp_core.runtime import Precision
 from rfpp_core.storage.zarr_arrays import Codec, Layout, digest_of
 
 FORMAT = 1
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 # fields with a default that may differ from it
 FREE = ("start", "source", "noise_kind", "precision", "compile", "codec", "domain")
 

@@ -165,6 +165,7 @@ def uniform_rows(
 def antithetic_rows(
     seed: int, purpose: str, first: int, steps: int, batch: int, device: torch.device
 ) -> Tensor:
+    """The same with mirror images, as :meth:`StepRNG.antithetic` says."""
     epochs = torch.arange(first, first + steps)
     slot = _permutations(subkey(seed, f"{purpose} order"), epochs, 2 * batch)[:, :batch].to(device)
     u = uniform_rows(seed, purpose, first, steps, batch, device).gather(1, slot % batch)

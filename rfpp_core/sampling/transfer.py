@@ -7,7 +7,6 @@ the target back by :meth:`Flow.invert`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,6 @@ from rfpp_core import rng
 from rfpp_core.errors import UserError, quoted
 from rfpp_core.sampling.flow import Flow
 from rfpp_core.sampling.flow_map import MapFlow
-from rfpp_core.sampling.sampler import SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,7 @@ class Transfer(MapFlow):
         rows = [int(orders[i // n][i % n]) for i in index.tolist()]
         return self.source[rows].to(device)
 
-    def sample(
-        self,
-        n: int,
-        nfe: int = 1,
-        seed: int = 0,
-        labels: Sequence[int] | None = None,
-        sampler: SamplerConfig | None = None,
-    ) -> Tensor:
+    def sample(self, *_: Any, **__: Any) -> Tensor:
         """Refused: there is no noise to draw.
 
         Raises:

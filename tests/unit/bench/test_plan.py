@@ -37,13 +37,17 @@ def run(tmp_path) -> Params:
 
 
 @pytest.fixture
-def probe(run, monkeypatch) -> Probe:
+def rates(monkeypatch) -> None:
     """Known rates instead of measured ones."""
     for name, value in RATES.items():
         monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
     monkeypatch.setattr(Probe, "update", lambda self, flow, accumulate: 0.01)
     monkeypatch.setattr(Probe, "forward", lambda self, *_: 1e-4)
     monkeypatch.setattr(Probe, "properties", lambda self, network: 4.0)
+
+
+@pytest.fixture
+def probe(run, rates) -> Probe:
     return Probe(run, DATA)
 
 
@@ -134,12 +138,7 @@ def test_images_of_other_params_decide_nothing(run, tmp_path, monkeypatch):
     assert plan._data(run.model_copy(update={"dataset": limited})).train == 479
 
 
-def test_a_flow_between_domains_is_counted_by_its_images(tmp_path, monkeypatch):
-    for name, value in RATES.items():
-        monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
-    monkeypatch.setattr(Probe, "update", lambda self, flow, accumulate: 0.01)
-    monkeypatch.setattr(Probe, "forward", lambda self, *_: 1e-4)
-    monkeypatch.setattr(Probe, "properties", lambda self, network: 4.0)
+def test_a_flow_between_domains_is_counted_by_its_images(tmp_path, rates):
     (tmp_path / "params.yaml").write_text(presets.composed("transfer"))
     config = params.load(tmp_path / "params.yaml")
     rows = {f"{row.stage}@{row.name}": row for row in forecast.rows(Probe(config, DATA))}
