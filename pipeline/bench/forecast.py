@@ -91,11 +91,12 @@ def _evaluation(probe: Probe, name: str, row: FlowRow, start: float) -> Row:
     section, network = probe.params.evaluate, probe.params.network_of(name)
     planned, n = evaluation_job.samplers(section, probe.flow(network), row), section.n
     if domains := probe.params.domains_of(name):  # each held-out image once, see `domain_job`
-        n = min(n, probe.data.of_classes(domains.source).held_out)
-        planned = [(sampler, 1 if n < section.n else seeds) for sampler, seeds in planned]
+        there = probe.data.of_classes(domains.source).held_out
+        planned = [(sampler, 1 if there <= n else seeds) for sampler, seeds in planned]
+        n = min(n, there)
     sets = sum(seeds for _, seeds in planned)
     forwards = sum(n * (sampler.nfe or ADAPTIVE_NFE) * seeds for sampler, seeds in planned)
-    forwards += 4 * section.n  # of the rate at one evaluation
+    forwards += 4 * n  # of the rate at one evaluation
     forwards += 2 * section.grid_search.n * section.grid_search.anchors
     seconds = (start + forwards * probe.forward(network) + sets * probe.metric()
                + probe.properties(network))  # fmt: skip

@@ -144,4 +144,4 @@ def test_a_flow_between_domains_is_counted_by_its_images(tmp_path, rates):
     rows = {f"{row.stage}@{row.name}": row for row in forecast.rows(Probe(config, DATA))}
     assert rows["generate@pairs2"].forwards == 50 * 18  # half of the classes of 100 images
     few = 20 * (1 + 2 + 4 + 8 + 35)  # each of 20 held-out images once
-    assert rows["evaluate@flow2"].forwards == few + 4 * config.evaluate.n
+    assert rows["evaluate@flow2"].forwards == few + 4 * 20
