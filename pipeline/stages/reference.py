@@ -114,8 +114,8 @@ def _classifier(config: Params, train: Images, metadata: dict[str, Any]) -> Clas
             state.restore(saved.tensors, saved.metadata)
             left = section.steps - state.step
             print(f"classifier: {f'resumes at step {state.step}' if left else 'finished before'}")
-        saver = workdir.Saver(work.path, state, dict)
-        with console.bar("classifier", section.steps, "step", state.step) as bar:
+        bar = console.bar("classifier", section.steps, "step", state.step)
+        with workdir.Saver(work.path, state, dict) as saver, bar:
             for step in classifier.train_classifier(state, train, section.batch, seed):
                 bar.update()
                 saver.maybe(done=step == section.steps)

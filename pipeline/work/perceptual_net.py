@@ -116,10 +116,13 @@ def _train(state: ClassifierTraining, folder: Path, seed: int) -> None:
         return
     if state.step:
         print(f"perceptual classifier: resumes at step {state.step}")
-    saver, threads = workdir.Saver(folder, state, dict), torch.get_num_threads()
+    threads, bar = (
+        torch.get_num_threads(),
+        console.bar("perceptual classifier", STEPS, "step", state.step),
+    )
     torch.set_num_threads(THREADS)  # the same net whatever the recipe
     try:
-        with console.bar("perceptual classifier", STEPS, "step", state.step) as bar:
+        with workdir.Saver(folder, state, dict) as saver, bar:
             for step in updates(state, image_store.read(artifacts.IMAGES, "train"), seed):
                 bar.update()
                 saver.maybe(done=step == STEPS)

@@ -166,13 +166,13 @@ def _run_steps(
     """The remaining updates, each report a row, states saved now and then."""
     state, config = prepared.state, prepared.config
     first, began = state.step, time.monotonic()
-    saver = workdir.Saver(folder, state, lambda: _beside(state.device, rows))
     reports = train(state, prepared.batches(state.step), prepared.loss, config)
     try:
-        for report in _watched(reports, job.name, state.step, config):
-            rows.append(row_of(report))
-            if rank.first:
-                saver.maybe(done=report.step == config.steps)
+        with workdir.Saver(folder, state, lambda: _beside(state.device, rows)) as saver:
+            for report in _watched(reports, job.name, state.step, config):
+                rows.append(row_of(report))
+                if rank.first:
+                    saver.maybe(done=report.step == config.steps)
     except NonFiniteLoss as error:
         good = checkpoint.load_state(folder, config.steps)
         raise UserError(f"{job.name}: {error}; the last good state is step "

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import torch
 
 from pipeline.work import workdir
 from rfpp_core.errors import UserError
-from rfpp_core.storage import files
+from rfpp_core.storage import checkpoint, files
 
 
 @pytest.fixture
@@ -86,3 +88,61 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(here):
     link.write_text("half")
     files.publish(work.path / "state", here / "models" / "flow")
     assert [path.name for path in link.parent.iterdir()] == ["flow"]
+
+
+class Counter:
+    """A training whose weights are its number of updates."""
+
+    def __init__(self):
+        self.step, self.weights = 0, torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+
+    def update(self):
+        self.step += 1
+        self.weights += 1
+
+    def tensors(self):
+        return {"weights": self.weights}
+
+    def metadata(self):
+        return {"step": self.step}
+
+
+@pytest.fixture
+def every_call(monkeypatch):
+    monkeypatch.setenv("RFPP_CHECKPOINT_SECONDS", "0")
+
+
+def test_a_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch, every_call):
+    """The state written is that of the call, whatever the training did since."""
+    go, save = threading.Event(), checkpoint.save_state
+    monkeypatch.setattr(checkpoint, "save_state", lambda *a: (go.wait(60), save(*a)))
+    state = Counter()
+    with workdir.Saver(tmp_path, state, lambda: {"seen": state.step}) as saver:
+        state.update()
+        saver.maybe(done=False)
+        state.update()
+        assert not list(tmp_path.iterdir())
+        go.set()
+    found = checkpoint.load_state(tmp_path, 9)
+    assert found.metadata == {"step": 1, "seen": 1}
+    assert torch.equal(found.tensors["weights"], torch.ones(2, 3, 4, 4))
+
+
+def test_every_state_asked_for_is_written(tmp_path, every_call):
+    state = Counter()
+    with workdir.Saver(tmp_path, state, dict) as saver:
+        for _ in range(5):
+            state.update()
+            saver.maybe(done=False)
+    assert checkpoint.load_state(tmp_path, 9).metadata["step"] == 5
+    assert checkpoint.load_state(tmp_path, 4).metadata["step"] == 4
+
+
+def test_a_state_that_cannot_be_written_ends_the_training(tmp_path, every_call):
+    (tmp_path / "file").touch()
+    state = Counter()
+    with pytest.raises(OSError), workdir.Saver(tmp_path / "file", state, dict) as saver:
+        saver.maybe(done=False)
+        state.update()
+        saver.maybe(done=False)
+        raise AssertionError("the second call did not tell")
