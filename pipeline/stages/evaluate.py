@@ -14,6 +14,7 @@ from pipeline.work import domain_job, evaluation_job, grid_job, pictures, rows, 
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
 from pipeline.work.training_data import check_fit
+from pipeline.workers.drawing import everywhere
 from rfpp_core import runtime
 from rfpp_core.config import build, params
 from rfpp_core.config.params import Params
@@ -47,11 +48,12 @@ def run(name: str) -> None:
     check_fit(artifacts.IMAGES, real_images["shape"], None, artifacts.model(name), architecture)
     flow, real, held_out, used = domain_job.evaluated(name, flow, real, config)
     row = used.flows[name]
-    with workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work:
+    drawing = everywhere(flow, artifacts.model(name))
+    with workdir.staging(evaluation_job.KIND, {"flow": flow.digest}) as work, drawing as draw:
         found = Results(work.path)
         grids = grid_job.own(flow, used.evaluate, used.seed, found)
         more = grid_job.samplers(grids, used.evaluate, row)
-        table = evaluation_job.table(flow, real, used, row, found, name, more)
+        table = evaluation_job.table(flow, real, used, row, found, name, more, draw)
         errors = grid_job.add_errors(table, flow, grids, used.evaluate, row, found)
         properties = evaluation_job.properties(flow, used, found, held_out, images)
         properties |= evaluation_job.pairing(flow, used, found)

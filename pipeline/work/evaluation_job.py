@@ -8,7 +8,7 @@ killed evaluation resumes, and neither a moved file nor a renamed row measures a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -50,6 +50,8 @@ MOST = 1000  # held-out images that are sent to noise and back
 
 Row = dict[str, Any]  # of the table of a flow
 Plan = Sequence[tuple[SamplerConfig, int]]  # samplers, each with its number of sampling seeds
+# uint8 images of the samples 0..n-1 of a key, with these labels
+Draw = Callable[[int, int, SamplerConfig, Tensor | None], Tensor]
 
 
 def key_of(
@@ -112,8 +114,10 @@ def table(
     found: Results,
     name: str,
     more: Plan = (),
+    draw: Draw | None = None,
 ) -> list[Row]:
-    """The rows of a flow's table, a sampler each; those of ``more`` come last."""
+    """The rows of a flow's table, a sampler each; those of ``more`` come last.  ``draw`` draws
+    them instead of the flow itself."""
     section = config.evaluate
     planned = [*samplers(section, flow, row), *more]
     rows: list[Row] = []
@@ -121,7 +125,7 @@ def table(
         for sampler, seeds in planned:
             values = []
             for i in range(seeds):
-                values.append(measure(flow, real, sampler, config, i, found))
+                values.append(measure(flow, real, sampler, config, i, found, draw))
                 bar.update(section.n)
             key = key_of("evaluations", flow, sampler, ["spent"])
             nfe = sampler.nfe or found.once(key, partial(spent, flow, sampler))
@@ -170,6 +174,7 @@ def measure(
     config: Params,
     i: int,
     found: Results,
+    draw: Draw | None = None,
 ) -> dict[str, float]:
     """Every metric of sample set i of a sampler; for a conditional flow also how often the
     classifier finds the label that an image was drawn for.
@@ -184,7 +189,7 @@ def measure(
         key = {**drawing, "net": real.digests[net], "neighbours": section.neighbours}
         of_net = found.find(key)
         if of_net is None:
-            sample = sample or drawn(flow, sampler, config.seed, i, section.n)
+            sample = sample or drawn(flow, sampler, config.seed, i, section.n, draw)
             of_net = measures(real, net, sample, section.neighbours)
             found.save(key, of_net)
         values |= dict(zip(distances.columns(net), of_net["distances"], strict=True))
@@ -199,11 +204,15 @@ class Sample(NamedTuple):
     y: Tensor | None
 
 
-def drawn(flow: Flow, sampler: SamplerConfig, seed: int, i: int, n: int) -> Sample:
-    """Sample set i of a seed."""
+def drawn(
+    flow: Flow, sampler: SamplerConfig, seed: int, i: int, n: int, draw: Draw | None = None
+) -> Sample:
+    """Sample set i of a seed, by the flow itself or by ``draw``."""
     key = rng.subkey(seed, f"evaluate {i}")
     y = labels(flow, key, n)
-    return Sample(pixels.to_uint8(flow.from_noise_key(key, n, sampler, y)), y)
+    if draw is not None:
+        return Sample(draw(key, n, sampler, y), y)
+    return Sample(flow.from_noise_key(key, n, sampler, y, finish=pixels.to_uint8), y)
 
 
 def measures(real: Reference, net: str, sample: Sample, neighbours: int) -> dict[str, Any]:

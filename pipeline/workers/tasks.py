@@ -1,6 +1,7 @@
-"""The tasks of a worker: make one shard of pairs, or regenerate one micro-batch as a check.
+"""The tasks of a worker: make one shard of pairs, regenerate one micro-batch as a check, or draw a
+part of a sample set.
 
-They are functions of plain arguments; the teacher stays loaded between calls.
+They are functions of plain arguments; the flow stays loaded between calls.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def make_shard(store_path: str, teacher: str, *rest: str | int) -> Made:
 def _opened(store_path: str, teacher: str, check_noise: bool = False) -> tuple[PairStore, Flow]:
     """A store and its teacher, in the store's precision."""
     store = PairStore.open(Path(store_path), check_noise)
-    flow = _teacher(teacher, store.spec.compile)
+    flow = _flow(teacher, store.spec.compile)
     if flow.digest != store.spec.teacher:
         raise UserError(f"{teacher} is no longer the teacher of {store_path}")
     runtime.exact(tf32=store.spec.precision == "tf32")  # which the signature of a shard tells
@@ -176,12 +177,39 @@ def _drawn(
         return draw(flow.field, state, y, sampler, backwards, spec.start).x.float()
 
 
+def draw_samples(
+    model: str,
+    digest: str,
+    key: int,
+    span: tuple[int, int],
+    sampler: dict[str, Any],
+    y: NDArray[np.int64] | None,
+) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) of the samples of a span of a key.
+
+    Args:
+        model: a flow's file.
+        digest: of the flow.
+        key: of the noise.
+        span: first sample, a multiple of the micro-batch, and end.
+        sampler: as a dictionary.
+        y: labels (N,); None for a flow without classes.
+    """
+    flow = _flow(model)
+    if flow.digest != digest:
+        raise UserError(f"{model} changed while its images were drawn; run it again")
+    runtime.exact()
+    (first, end), labels = span, None if y is None else torch.from_numpy(y)
+    config = SamplerConfig(**sampler)
+    return flow.from_noise_key(key, end, config, labels, first, to_uint8).numpy()
+
+
 def _labels(y: Tensor | None, n: int) -> NDArray[np.int16]:
     return np.full(n, -1, np.int16) if y is None else y.numpy().astype(np.int16)
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(path: str, compiled: bool) -> Flow:
+def _flow(path: str, compiled: bool = False) -> Flow:
     flow = build.load_flow(path, runtime.device())
     if not compiled:
         return flow

@@ -102,13 +102,30 @@ class Flow:
         return rng.normal(key, index, self.shape)
 
     def from_noise_key(
-        self, key: int, n: int, sampler: SamplerConfig, labels: Tensor | None = None
+        self,
+        key: int,
+        n: int,
+        sampler: SamplerConfig,
+        labels: Tensor | None = None,
+        first: int = 0,
+        finish: Callable[[Tensor], Tensor] = torch.Tensor.float,
     ) -> Tensor:
-        """Images of the samples 0..n-1 of a key, as :meth:`sample`."""
-        index = torch.arange(n)
-        return self._map(
-            n, lambda part: self.states(key, index[part].to(self.device)), sampler, labels
-        )
+        """Images of the samples ``first``..n-1 of a key, as :meth:`sample`.
+
+        Args:
+            key: of the noise.
+            n: end of the samples.
+            sampler: solver, NFE, grid and guidance.
+            labels: of the samples, int64 (n - first,); None for a flow without classes.
+            first: a multiple of ``MICRO_BATCH``, so that no image depends on it.
+            finish: is applied to each micro-batch where it was drawn.
+        """
+        index = torch.arange(first, n)
+
+        def states(part: slice) -> Tensor:
+            return self.states(key, index[part].to(self.device))
+
+        return self._map(len(index), states, sampler, labels, finish=finish)
 
     def decode(
         self, z: Tensor, sampler: SamplerConfig, labels: Sequence[int] | None = None
@@ -154,6 +171,7 @@ class Flow:
         sampler: SamplerConfig,
         y: Tensor | None,
         backwards: bool = False,
+        finish: Callable[[Tensor], Tensor] = torch.Tensor.float,
     ) -> Tensor:
         """Solves from the initial states of n samples, in index-aligned micro-batches."""
 
@@ -162,7 +180,7 @@ class Flow:
             label = None if y is None else y[part].to(self.device)
             state = states(part)
             found = draw(self.field, state, label, sampler, backwards, self.start)
-            return found.x.float().cpu()
+            return finish(found.x.float()).cpu()
 
         return torch.cat(map_exact(one, range(0, n, MICRO_BATCH), threads_for(self.device)))
 

@@ -31,7 +31,7 @@ NOT_FOR = {
     "generate": {"rfpp_core/training", "rfpp_core/evaluation"},  # of other jobs in work
     "train": {"rfpp_core/sampling", "rfpp_core/evaluation", "pipeline/workers",
               "rfpp_core/interop"},  # the file of VGG16, which an identity knows by its digest
-    "evaluate": {"rfpp_core/training", "rfpp_core/pairs", "pipeline/workers"},
+    "evaluate": {"rfpp_core/training", "rfpp_core/pairs"},
     "report": {"rfpp_core/config", "rfpp_core/rng", "rfpp_core/images", "rfpp_core/model",
                "rfpp_core/pairs",
                "rfpp_core/sampling", "rfpp_core/storage"},  # read of files alone

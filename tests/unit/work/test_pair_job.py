@@ -36,7 +36,7 @@ def make(path, teacher, order, n=60, **changes):
 
 @pytest.fixture
 def teacher(tmp_path):
-    tasks._teacher.cache_clear()
+    tasks._flow.cache_clear()
     return save_tiny(tmp_path / "flow1.safetensors")
 
 
@@ -65,7 +65,7 @@ def test_pairs_are_what_the_teacher_draws(tmp_path, teacher):
 
 
 def test_labels_go_with_their_pairs(tmp_path):
-    tasks._teacher.cache_clear()
+    tasks._flow.cache_clear()
     teacher = save_tiny(tmp_path / "c.safetensors", classes=10)
     store = make(tmp_path / "c.zarr", teacher, [0, 1, 2], guidance=2.0)
     labels = store.read(0, 60).labels
@@ -76,7 +76,7 @@ def test_labels_go_with_their_pairs(tmp_path):
 def test_another_teacher_is_refused(tmp_path, teacher):
     make(tmp_path / "p.zarr", teacher, [0])
     save_tiny(teacher, seed=1)
-    tasks._teacher.cache_clear()
+    tasks._flow.cache_clear()
     with pytest.raises(UserError, match="no longer the teacher"):
         tasks.make_shard(str(tmp_path / "p.zarr"), str(teacher), 1)
 

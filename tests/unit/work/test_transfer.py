@@ -148,7 +148,7 @@ def translated(config: params.Params, order: list[int]) -> PairStore:
 
 @pytest.fixture
 def trained(config) -> params.Params:
-    tasks._teacher.cache_clear()
+    tasks._flow.cache_clear()
     train.run("flow1")
     return config
 

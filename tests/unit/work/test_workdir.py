@@ -141,8 +141,13 @@ def test_every_state_asked_for_is_written(tmp_path, every_call):
 def test_a_state_that_cannot_be_written_ends_the_training(tmp_path, every_call):
     (tmp_path / "file").touch()
     state = Counter()
-    with pytest.raises(OSError), workdir.Saver(tmp_path / "file", state, dict) as saver:
-        saver.maybe(done=False)
-        state.update()
-        saver.maybe(done=False)
+
+    def two_states():
+        with workdir.Saver(tmp_path / "file", state, dict) as saver:
+            for _ in range(2):
+                state.update()
+                saver.maybe(done=False)
         raise AssertionError("the second call did not tell")
+
+    with pytest.raises(FileExistsError):
+        two_states()

@@ -17,7 +17,7 @@ def made(folder, **changes) -> np.ndarray:
     teacher = save_tiny(folder / "teacher.safetensors")
     spec = spec_for(build.load_flow(teacher).digest, **changes)
     store = PairStore.create(folder / "pairs.zarr", spec, 20)
-    tasks._teacher.cache_clear()
+    tasks._flow.cache_clear()
     tasks.make_shard(str(store.path), str(teacher), 0)
     again = tasks.regenerate(str(store.path), str(teacher), 0)
     assert (again.share, again.same_machine) == (0, True)
