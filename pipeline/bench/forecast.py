@@ -20,6 +20,7 @@ from rfpp_core import runtime
 from rfpp_core.config.flow import FlowRow
 from rfpp_core.config.network import NetworkRow
 from rfpp_core.config.pairs import PairSet
+from rfpp_core.config.params import Params
 from rfpp_core.evaluation import network_size
 from rfpp_core.sampling.sampler import SamplerConfig
 
@@ -57,6 +58,30 @@ def rows(probe: Probe) -> Iterator[Row]:
     for name, flow in params.flows.items():
         yield _evaluation(probe, name, flow, start)
     yield Row("report", "", start + BESIDE, 0, 0)
+
+
+def fitting(params: Params, rows: list[Row], seconds: float) -> tuple[float, dict[str, int]]:
+    """Steps and pairs by one factor, so that all takes ``seconds``; evaluation stays as it is.
+
+    Returns:
+        The factor, and values by their names in the params; none if the rest takes longer.
+    """
+    varied = sum(row.varies for row in rows)
+    left = seconds - sum(row.seconds for row in rows) + varied
+    if left <= 0 or not varied:
+        return 0.0, {}
+    factor, values = left / varied, dict[str, int]()
+    for name, recipe in params.recipes.items():
+        if recipe.steps:
+            values[f"recipes.{name}.steps"] = _whole(factor * recipe.steps, recipe.log_every)
+    for name, pairs in params.pairs.items():
+        if pairs.n:
+            values[f"pairs.{name}.n"] = _whole(factor * pairs.n, pairs.shard)
+    return factor, values
+
+
+def _whole(value: float, unit: int) -> int:
+    return max(1, round(value / unit)) * unit
 
 
 def _generation(probe: Probe, name: str, pairs: PairSet, start: float) -> Row:

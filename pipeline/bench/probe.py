@@ -30,6 +30,7 @@ from rfpp_core.config.params import Params
 from rfpp_core.evaluation import classifier
 from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import compare, real_of
+from rfpp_core.images import store
 from rfpp_core.images.store import Images
 from rfpp_core.pairs.spec import PairSpec
 from rfpp_core.pairs.store import PairStore
@@ -52,6 +53,14 @@ class DataShape(NamedTuple):
         return self._replace(
             train=round(self.train * share), held_out=round(self.held_out * share)
         )
+
+
+def prepared_data(images: Path) -> DataShape:
+    """The images of a store."""
+    found = store.metadata(images)
+    channels, height, width = found["shape"]
+    counts = [store.count(images, split) for split in ("train", "held_out")]
+    return DataShape((channels, height, width), counts[0], counts[1], found["classes"])
 
 
 @dataclass

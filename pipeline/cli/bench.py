@@ -24,18 +24,26 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # of images before `prep
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="noise, loader, step, generate or scale")],
+    name: Annotated[
+        str, typer.Argument(help="noise, loader, scale, step, generate, evaluate or gpu")
+    ],
     out: Annotated[Path | None, typer.Option(help="JSON file to write as well")] = None,
+    minutes: Annotated[float, typer.Option(help="that gpu may take")] = 30,
 ) -> None:
     """Measures speed: figures beside their reference, taken in turns in this one process.
+
+    gpu does all that a device shows, and fills the rest of its minutes with the run of
+    params.yaml, with as many steps and pairs as fit.
 
     The column x is the ratio to the first figure of a group; of a step, to the whole step.  Do
     nothing else on the machine meanwhile.
     """
     if name not in BENCHES:
         raise UserError(f"there is no bench '{quoted(name)}'; there are {', '.join(BENCHES)}")
+    if not 0 < minutes < 1e6:
+        raise UserError(f"--minutes is {minutes}; it must be above 0 and below a million")
     artifacts.library_caches()
-    figures = BENCHES[name]()
+    figures = BENCHES[name](minutes)
     from pipeline.bench import measure
 
     print(*measure.lines(figures), sep="\n")
@@ -46,22 +54,21 @@ def bench(
         files.write_json(out, document)
 
 
-def _measured(name: str) -> list[Figure]:
+def _measured(name: str, minutes: float) -> list[Figure]:
     """The figures of a module of ``pipeline.bench``; some are of the run of params.yaml."""
     module: Any = import_module(f"pipeline.bench.{name}")
-    found: list[Figure] = module.run(*(_run() if name in OF_A_RUN else ()))
+    given: tuple[Any, ...] = ()
+    if name in OF_A_RUN:
+        config = params.load()
+        given = (config, minutes) if name == "gpu" else (config, shape_of(config))
+    found: list[Figure] = module.run(*given)
     return found
 
 
-OF_A_RUN = ("step", "generate")
-BENCHES: dict[str, Callable[[], list[Figure]]] = {
-    name: partial(_measured, name) for name in ("noise", "loader", *OF_A_RUN, "scale")
+OF_A_RUN = ("step", "generate", "evaluate", "gpu")
+BENCHES: dict[str, Callable[[float], list[Figure]]] = {
+    name: partial(_measured, name) for name in ("noise", "loader", "scale", *OF_A_RUN)
 }
-
-
-def _run() -> tuple[Params, tuple[int, int, int]]:
-    config = params.load()
-    return config, shape_of(config)
 
 
 def shape_of(config: Params) -> tuple[int, int, int]:

@@ -53,14 +53,11 @@ def plan(
 
 def _data(config: Params) -> DataShape:
     """The images of the run: as prepared, or as their name says."""
-    from pipeline.bench.probe import DataShape
-    from rfpp_core.images import store
+    from pipeline.bench.probe import DataShape, prepared_data
 
-    shape = bench.shape_of(config)
     if bench.prepared(config):
-        found = store.metadata(artifacts.IMAGES)
-        counts = [store.count(artifacts.IMAGES, split) for split in ("train", "held_out")]
-        return DataShape(shape, counts[0], counts[1], found["classes"])
+        return prepared_data(artifacts.IMAGES)
+    shape = bench.shape_of(config)
     if config.dataset.name not in SIZES:
         raise UserError("the images are not known yet; run `dvc repro prepare` first")
     train, held_out, classes = SIZES[config.dataset.name]
@@ -80,20 +77,13 @@ def _table(rows: list[Row]) -> list[str]:
 
 
 def _scaled(config: Params, rows: list[Row], hours: float) -> str:
-    """Steps and pairs by one factor, so that all takes ``hours``; evaluation stays as it is."""
-    varied = sum(row.varies for row in rows)
-    left = 3600 * hours - sum(row.seconds for row in rows) + varied
-    if left <= 0 or not varied:
+    from pipeline.bench import forecast
+
+    factor, values = forecast.fitting(config, rows, 3600 * hours)
+    if not values:
         return f"{hours:g} hours: no steps and pairs fill them, the rest of the run takes longer"
-    factor, parts = left / varied, []
-    for name, recipe in config.recipes.items():
-        if recipe.steps:
-            parts.append(f"recipes.{name}.steps={max(1, round(factor * recipe.steps))}")
-    for name, pairs in config.pairs.items():
-        if pairs.n:
-            shards = max(1, round(factor * pairs.n / pairs.shard))
-            parts.append(f"pairs.{name}.n={shards * pairs.shard}")
-    return f"in {hours:g} hours ({factor:.2g} times as much): {' '.join(parts)}"
+    said = " ".join(f"{name}={value}" for name, value in values.items())
+    return f"in {hours:g} hours ({factor:.2g} times as much): {said}"
 
 
 def _time(seconds: float) -> str:

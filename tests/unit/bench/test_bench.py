@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.bench import generate, loader, measure, noise, scale, step
+from pipeline.bench import evaluate, forecast, generate, gpu, loader, measure, noise, scale, step
 from pipeline.cli import bench, main
 from rfpp_core.config import params
 from rfpp_core.config.params import Params
@@ -84,6 +84,8 @@ pairs: {pairs2: {teacher: flow1, n: 16, shard: 8, micro_batch: 4, solver: midpoi
 flows:
   flow1: {recipe: first, data: images, mix: images, start: unet}
   flow2: {recipe: first, data: pairs2, mix: images, start: flow1}
+features: {steps: 60}
+evaluate: {n: 40, seeds: 1, nfe: [1], many_nfe: 3, straightness_n: 10}
 """
 
 
@@ -135,10 +137,48 @@ def test_generation_beside_the_network(small, monkeypatch):
     assert all(f.value > 0 for f in figures)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_evaluation_beside_the_network(small, monkeypatch, workers):
+    monkeypatch.setenv("RFPP_WORKERS", workers)
+    monkeypatch.setattr(evaluate, "REAL", 100)
+    figures = evaluate.run(small, (1, 8, 8), 300)
+    assert [f.name for f in figures] == [
+        "the network by itself", "drawn, as uint8", "features of classifier",
+        "all metrics of the features", "from noise to metrics", "most that this process held",
+    ]  # fmt: skip
+    assert "500 images" in figures[0].group
+    parts = [1 / f.value for f in figures[1:4]]
+    assert 1 / figures[4].value == pytest.approx(sum(parts))
+
+
+def test_stages_of_a_run_come_after_what_they_need(small):
+    stages = [stage + ("@" + name[0] if name else "") for stage, name in gpu.order(small)]
+    assert stages == ["preflight", "reference", "network@unet", "train@flow1", "generate@pairs2",
+                      "train@flow2", "evaluate@flow1", "evaluate@flow2", "report"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_all_that_a_device_allows_at_toy_size(small, quick, tmp_path, monkeypatch, capfd):
+    """The other benches are tested above; here the run, by known rates."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    for module in (noise, loader, step, generate, evaluate):
+        monkeypatch.setattr(module, "run", lambda *_: [])
+    rows = [forecast.Row("train", "flow1", 100.0, 0, 0, varies=80.0)]
+    monkeypatch.setattr(forecast, "rows", lambda probe: iter(rows))
+    figures = gpu.run(small, 100 / 60)
+    assert "recipes.first.steps" in capfd.readouterr().out
+    assert (tmp_path / ".work/bench/report/index.html").exists()
+    assert {f.name.split()[0] for f in figures} == {"flow1", "flow2"}
+    with pytest.raises(UserError, match=r"minutes are left for the run, which takes 0\.3 without"):
+        gpu.run(small, 0.01)
+
+
 def test_the_command_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     figure = measure.Figure("a group", "a name", 2.0, "ms", 0.5)
-    monkeypatch.setitem(bench.BENCHES, "noise", lambda: [figure])
+    monkeypatch.setitem(bench.BENCHES, "noise", lambda minutes: [figure])
     bench.bench("noise", tmp_path / "found.json")
     assert "a name" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
@@ -152,7 +192,8 @@ def test_an_unknown_bench_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main.entry()
     assert capsys.readouterr().err == (
-        "rfpp: there is no bench 'nothing'; there are noise, loader, step, generate, scale\n"
+        "rfpp: there is no bench 'nothing'; there are noise, loader, scale, step, generate, "
+        "evaluate, gpu\n"
     )
 
 
