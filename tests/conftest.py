@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -37,9 +38,12 @@ def pretrained(tmp_path_factory, worker_id) -> Project:
 
 
 def _shared(factory: pytest.TempPathFactory, worker: str, name: str, *targets: str) -> Project:
-    """A project run once for all test processes, which only copy it."""
+    """A project run once for all test processes, which only copy it; with TEST_PROJECTS, a folder,
+    once for all runs of the tests of this code."""
     base = factory.getbasetemp()
-    home = (base if worker == "master" else base.parent) / name
+    home = Path(os.environ.get("TEST_PROJECTS") or (base if worker == "master" else base.parent))
+    home.mkdir(parents=True, exist_ok=True)
+    home = home / name
     with FileLock(f"{home}.lock"):
         if not (home / "done").exists():
             new_project(home / "project").run("dvc", "repro", *targets)

@@ -27,7 +27,7 @@ from rfpp_core.evaluation import classifier
 from rfpp_core.evaluation.classifier import Classifier
 from rfpp_core.evaluation.extractors import Extract, part_of
 from rfpp_core.evaluation.extractors import extract as extract_features
-from rfpp_core.evaluation.reference import Array, real_of, real_rows
+from rfpp_core.evaluation.reference import real_of, real_rows
 from rfpp_core.images import store as image_store
 from rfpp_core.images.store import Images
 from rfpp_core.storage import checkpoint, files
@@ -72,7 +72,7 @@ def run() -> None:
         weights, accuracy = net.state_dict(), classifier.accuracy(net, parts["held_out"])
         document["held_out_accuracy"] = accuracy
         print(f"classifier: held-out accuracy {accuracy:.4f}")
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays, device = dict[str, NDArray[Any]](), runtime.device()
     for name, extract in feature_nets.extractors(section, net).items():
         of_net = {
             "net": name,
@@ -81,11 +81,15 @@ def run() -> None:
             "code": identity.digests([FEATURES, feature_nets.CODE[name]], ()),
         }
         with workdir.staging("features", of_net) as work:
-            real = real_of(*(_features(name, extract, parts[p].images, work.path / p)
+            real = real_of(*(_features(name, extract, parts[p].images, work.path / p).to(device)
                              for p in SPLITS))  # fmt: skip
         of = config.evaluate
         rows = real_rows(real, of.n, of.seeds, of.neighbours, config.dataset.seed)
-        found = {"train": real.train, "held_out": real.held_out, **rows}
+        found = {
+            "train": real.train.cpu().numpy(),
+            "held_out": real.held_out.cpu().numpy(),
+            **rows,
+        }
         arrays |= {f"{name}/{key}": array for key, array in found.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -122,7 +126,7 @@ def _classifier(config: Params, train: Images, metadata: dict[str, Any]) -> Clas
     return net
 
 
-def _features(net: str, extract: Extract, images: NDArray[np.uint8], folder: Path) -> Array:
+def _features(net: str, extract: Extract, images: NDArray[np.uint8], folder: Path) -> Tensor:
     """Features (N, D) of images, block by block; those that are staged are read."""
     found = []
     with console.bar(f"features {net}", len(images), "img") as bar:
@@ -130,15 +134,15 @@ def _features(net: str, extract: Extract, images: NDArray[np.uint8], folder: Pat
             block = torch.from_numpy(images[start : start + size])
             found.append(_block(folder / f"{start:08d}.safetensors", extract, block))
             bar.update(len(block))
-    return np.concatenate(found)
+    return torch.cat(found)
 
 
-def _block(file: Path, extract: Extract, images: Tensor) -> Array:
+def _block(file: Path, extract: Extract, images: Tensor) -> Tensor:
     if file.exists():
         with suppress(UserError):  # damaged: computed again
-            return checkpoint.load(file).tensors["features"].numpy()
+            return checkpoint.load(file).tensors["features"]
     block = extract_features(extract, images)
-    checkpoint.save(file, {"features": torch.from_numpy(block)}, {})
+    checkpoint.save(file, {"features": block}, {})
     return block
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -89,6 +90,12 @@ def reference_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]
     return found
 
 
+def _real(arrays: Mapping[str, NDArray[Any]], net: str) -> Real:
+    """Features of real images, where they are compared."""
+    splits = (torch.from_numpy(arrays[f"{net}/{part}"]) for part in ("train", "held_out"))
+    return real_of(*(features.to(runtime.device()) for features in splits))
+
+
 class Reference:
     """The feature nets, and each one's features of real images."""
 
@@ -105,7 +112,7 @@ class Reference:
             channels, side, _ = metadata["shape"]
             self.classifier = Classifier(channels, metadata["classes"], side)
             checkpoint.load_into(self.classifier, tensors, str(artifacts.FEATURES))
-            self.classifier.eval()
+            self.classifier.eval().to(runtime.device())
         self.extractors = extractors(section, self.classifier)
         parts = ("train", "held_out", *ROWS)
         names = [f"{net}/{part}" for net in section.nets for part in parts]
@@ -113,9 +120,7 @@ class Reference:
         self.nets: dict[str, str] = {
             net: net_digest(net, section, tensors) for net in section.nets
         }
-        self.real: dict[str, Real] = {
-            net: real_of(arrays[f"{net}/train"], arrays[f"{net}/held_out"]) for net in section.nets
-        }
+        self.real: dict[str, Real] = {net: _real(arrays, net) for net in section.nets}
         self.digests: dict[str, str] = {net: self._digest(net) for net in section.nets}
         self.rows: dict[str, dict[str, NDArray[Any]]] = {
             net: {row: arrays[f"{net}/{row}"] for row in ROWS} for net in section.nets
@@ -142,5 +147,6 @@ class Reference:
 
     def _digest(self, net: str) -> str:
         """Digest of all that a distance in a feature net depends on, beside the samples."""
-        real = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.real[net][:2]]
+        real = [hashlib.sha256(part.cpu().numpy().tobytes()).hexdigest()
+                for part in self.real[net][:2]]  # fmt: skip
         return files.digest([net, self.nets[net], *real])

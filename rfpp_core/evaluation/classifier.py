@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
     def of_uint8(self, images: Tensor) -> Tensor:
         """Features (B, 64) of uint8 images (B, C, H, W)."""
-        return self.features(to_float(images))
+        return self.features(to_float(images.to(next(self.parameters()).device)))
 
 
 def new_classifier(channels: int, classes: int, side: int, seed: int) -> Classifier:
@@ -139,7 +139,7 @@ def shifted(x: Tensor, u: Tensor, w: Tensor) -> Tensor:
 @torch.inference_mode()
 def accuracy(net: nn.Module, data: Images) -> float:
     """Share in [0, 1] of labels that the classifier gets right."""
-    images = torch.from_numpy(data.images)
+    images, device = torch.from_numpy(data.images), next(net.parameters()).device
     parts = torch.split(images, part_of(images.shape[2:]))
-    guess = torch.cat([net(to_float(part)).argmax(1) for part in parts])
+    guess = torch.cat([net(to_float(part.to(device))).argmax(1).cpu() for part in parts])
     return float((guess == torch.from_numpy(data.labels)).double().mean())

@@ -1,20 +1,20 @@
 """Distances between sets of images, by their features.
 
-Features are float arrays (N, D) of any feature net; a Frechet distance is called FID only with
-Inception features.  It is computed in float64 from eigenvalues: ``tr sqrt(S1 S2)`` is the sum of
-the square roots of those of ``S1 S2``.
+Features are tensors (N, D) of any feature net, on any device; what is computed of them is float64,
+in blocks, so that little more memory is used than theirs.  A Frechet distance is called FID only
+with Inception features.  It is computed from eigenvalues: ``tr sqrt(S1 S2)`` is the sum of the
+square roots of those of ``S1 S2``.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-Features = NDArray[np.float64]
 DISTANCES = {  # name of the Frechet distance by feature net
     "classifier": "fd_classifier",
     "inception": "fid",
@@ -30,69 +30,89 @@ def columns(net: str) -> tuple[str, str, str, str, str]:
     return (distance, f"{distance}_held_out", f"kid_{net}", f"precision_{net}", f"recall_{net}")
 
 
+BLOCK = 256  # rows: of products that stay in a processor's cache
+Scale = Callable[[Tensor], Tensor]
+
+
 class Gaussian(NamedTuple):
-    """Mean (D,) and covariance (D, D), divided by N - 1."""
+    """Mean (D,) and covariance (D, D), divided by N - 1, in float64."""
 
-    mean: Features
-    cov: Features
+    mean: Tensor
+    cov: Tensor
 
 
-def gaussian(features: NDArray[Any]) -> Gaussian:
+def gaussian(features: Tensor) -> Gaussian:
     """Moments of features (N, D), N >= 2."""
-    features = features.astype(np.float64)
-    return Gaussian(features.mean(0), np.cov(features, rowvar=False))
+    n, d = features.shape
+    mean, cov = (torch.zeros(size, dtype=torch.float64, device=features.device)
+                 for size in ((d,), (d, d)))  # fmt: skip
+    for rows in torch.split(features, BLOCK):
+        mean += rows.double().sum(0) / n
+    for rows in torch.split(features, BLOCK):
+        centred = rows.double() - mean
+        cov.addmm_(centred.T, centred, alpha=1 / (n - 1))
+    return Gaussian(mean, cov)
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """``|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2))`` (Heusel et al., arXiv 1706.08500)."""
-    values, vectors = np.linalg.eigh(a.cov)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.cov @ root).clip(0)).sum()
-    gap = float(((a.mean - b.mean) ** 2).sum())
-    return gap + float(np.trace(a.cov) + np.trace(b.cov) - 2 * cross)
+    values, vectors = torch.linalg.eigh(a.cov)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
+    gap = (a.mean - b.mean).square().sum()
+    return float(gap + a.cov.trace() + b.cov.trace() - 2 * cross)
 
 
-def kid(a: Features, b: Features) -> float:
-    """Unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` (Binkowski et al., arXiv 1801.01401)."""
-    n, m = len(a), len(b)
-    within_a = (_kernel_sum(a, a) - _kernel_trace(a)) / (n * (n - 1))
-    within_b = (_kernel_sum(b, b) - _kernel_trace(b)) / (m * (m - 1))
-    return within_a + within_b - 2 * _kernel_sum(a, b) / (n * m)
-
-
-def _kernel_sum(a: Features, b: Features) -> float:
-    """Sum of the kernel over all pairs, in blocks that stay in the processor's cache."""
-    blocks = np.array_split(a, -(-len(a) // 256))
-    return math.fsum(float(_kernel(rows @ b.T, a.shape[1]).sum()) for rows in blocks)
-
-
-def _kernel_trace(a: Features) -> float:
-    return float(_kernel((a * a).sum(1), a.shape[1]).sum())
-
-
-def _kernel(product: Features, d: int) -> Features:
-    x = product / d + 1
-    return x * x * x  # ** 3 takes NumPy ten times as long
-
-
-class Standardizer(NamedTuple):
+@dataclass(frozen=True)
+class Standardizer:
     """Scales features (N, D) by the mean and standard deviation (D,) of the training split's."""
 
-    mean: Features
-    std: Features
+    mean: Tensor
+    std: Tensor
 
-    def __call__(self, features: Features) -> Features:
-        scaled: Features = (features - self.mean) / self.std
-        return scaled
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features.double() - self.mean) / self.std
 
 
-def standardizer(features: Features) -> Standardizer:
+def standardizer(features: Tensor) -> Standardizer:
     """The standardizer of features (N, D); a constant feature is only centred."""
-    std = features.std(0)
-    return Standardizer(features.mean(0), np.where(std > 0, std, 1.0))
+    moments = gaussian(features)
+    n = len(features)
+    std = (moments.cov.diagonal() * ((n - 1) / n)).sqrt()
+    return Standardizer(moments.mean, torch.where(std > 0, std, 1.0))
 
 
-def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> tuple[float, float]:
+def kid(a: Tensor, b: Tensor, scale: Scale = torch.Tensor.double) -> float:
+    """Unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` (Binkowski et al., arXiv 1801.01401).
+
+    Args:
+        a, b: features (N, D) and (M, D).
+        scale: is applied to both, block by block.
+    """
+    n, m = len(a), len(b)
+    within_a = _kernel_sum(a, a, scale, distinct=True) / (n * (n - 1))
+    within_b = _kernel_sum(b, b, scale, distinct=True) / (m * (m - 1))
+    return within_a + within_b - 2 * _kernel_sum(a, b, scale) / (n * m)
+
+
+def _kernel_sum(a: Tensor, b: Tensor, scale: Scale, distinct: bool = False) -> float:
+    """Sum of the kernel over all pairs; if ``distinct``, but those of a row with itself."""
+    columns, found = scale(b), list[Tensor]()
+    for part in torch.split(a, BLOCK):
+        rows = scale(part)
+        found.append(_kernel_total(rows @ columns.T, a.shape[1]))
+        if distinct:
+            found.append(-_kernel_total(rows.square().sum(1), a.shape[1]))
+    return float(torch.stack(found).sum())
+
+
+def _kernel_total(product: Tensor, d: int) -> Tensor:
+    """Sum of the kernel of scalar products, which are overwritten."""
+    x = product.div_(d).add_(1).flatten()
+    return torch.dot(x.square(), x)
+
+
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991).
 
     Precision is the share of generated images inside the real manifold, the union of balls that
@@ -102,9 +122,11 @@ def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> tup
     return _share_inside(real, fake, neighbours), _share_inside(fake, real, neighbours)
 
 
-def _share_inside(manifold: Features, points: Features, k: int) -> float:
-    m, p = torch.from_numpy(manifold), torch.from_numpy(points)
-    near = (torch.cdist(rows, m).topk(k + 1, largest=False) for rows in torch.split(m, 1024))
+def _share_inside(manifold: Tensor, points: Tensor, k: int) -> float:
+    m = manifold.double()
+    near = (torch.cdist(rows, m).topk(k + 1, largest=False) for rows in torch.split(m, BLOCK))
     radius = torch.cat([found.values[:, -1] for found in near])
-    inside = [(torch.cdist(rows, m) <= radius).any(1) for rows in torch.split(p, 1024)]
+    inside = [
+        (torch.cdist(rows.double(), m) <= radius).any(1) for rows in torch.split(points, BLOCK)
+    ]
     return float(torch.cat(inside).double().mean())

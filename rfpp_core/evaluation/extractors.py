@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,12 +23,13 @@ def pooled_pixels(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
-    """Features float32 (N, D) of uint8 images (N, C, H, W), in parts of bounded memory."""
+def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Features float32 (N, D), on the CPU, of uint8 images (N, C, H, W) in parts of bounded
+    memory."""
     parts = [
         features(part).float().cpu() for part in torch.split(images, part_of(images.shape[2:]))
     ]
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)
 
 
 def part_of(sides: tuple[int, ...]) -> int:

@@ -11,29 +11,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rfpp_core.evaluation import distances
 from rfpp_core.rng import subkey, uniform
 
-Array = NDArray[np.float32]
 ROWS = ("floor", "held_out_row")  # the two rows of real images in a table
 MOST = 10_000  # images of a set for KID, precision and recall, whose cost is the square of it
 
 
 class Real(NamedTuple):
-    """Real images by one feature net: features (N, D) of both splits, and their moments."""
+    """Real images by one feature net: features (N, D) of both splits, and their moments, on the
+    device where they are compared."""
 
-    train: Array
-    held_out: Array
+    train: Tensor
+    held_out: Tensor
     moments: tuple[distances.Gaussian, distances.Gaussian]
 
 
-def real_of(train: Array, held_out: Array) -> Real:
+def real_of(train: Tensor, held_out: Tensor) -> Real:
     """Features of both splits with their moments."""
     return Real(train, held_out, (distances.gaussian(train), distances.gaussian(held_out)))
 
 
-def compare(real: Real, fake: Array, neighbours: int) -> tuple[float, float, float, float, float]:
+def compare(real: Real, fake: Tensor, neighbours: int) -> tuple[float, float, float, float, float]:
     """Metrics of a sample set, in the order of ``distances.columns``.
 
     KID (on standardised features), precision and recall are to the training split, and of at most
@@ -41,14 +42,14 @@ def compare(real: Real, fake: Array, neighbours: int) -> tuple[float, float, flo
 
     Args:
         real: features of real images.
-        fake: features (N, D) of the samples.
+        fake: features (N, D) of the samples, on any device.
         neighbours: k of precision and recall.
     """
+    fake = fake.to(real.train.device)
     of_fake = distances.gaussian(fake)
     fd, fd_held_out = (distances.frechet(of_fake, to) for to in real.moments)
-    train, fakes = (_spread(rows).astype(np.float64) for rows in (real.train, fake))
-    scale = distances.standardizer(train)
-    kid = distances.kid(scale(fakes), scale(train))
+    train, fakes = _spread(real.train), _spread(fake)
+    kid = distances.kid(fakes, train, distances.standardizer(train))
     return fd, fd_held_out, kid, *distances.precision_recall(train, fakes, neighbours)
 
 
@@ -82,16 +83,14 @@ def real_rows(
     return rows
 
 
-def _spread(rows: Array) -> Array:
+def _spread(rows: Tensor) -> Tensor:
     """At most 10,000 rows, evenly spread."""
     if len(rows) <= MOST:
         return rows
-    some: Array = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]
-    return some
+    return rows[torch.linspace(0, len(rows) - 1, MOST, dtype=torch.float64).round().long()]
 
 
-def _resample(rows: Array, n: int, seed: int, purpose: str) -> Array:
+def _resample(rows: Tensor, n: int, seed: int, purpose: str) -> Tensor:
     """A bootstrap sample of n rows."""
     pick = uniform(subkey(seed, purpose), torch.arange(n)) * len(rows)
-    chosen: Array = rows[pick.long().numpy()]
-    return chosen
+    return rows[pick.long().to(rows.device)]

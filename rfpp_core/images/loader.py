@@ -100,7 +100,31 @@ def batches(
     Raises:
         UserError: if the batch is larger than the set, or the processes do not share it evenly.
     """
-    for found in picked(images, labels, batch, key, start, rank):
-        x = to_float(found.images.to(device, non_blocking=True))
-        y = None if found.y is None else found.y.to(device)
-        yield Batch(x.to(memory_format=torch.channels_last), found.position.to(device), y)
+    found = picked(images, labels, batch, key, start, rank)
+    if device.type == "cuda":
+        found = _copied_ahead(found, device)
+    for images_, position, y in found:
+        x = to_float(images_.to(device)).to(memory_format=torch.channels_last)
+        yield Batch(x, position.to(device), None if y is None else y.to(device))
+
+
+def _copied_ahead(batches: Iterator[Picked], device: torch.device) -> Iterator[Picked]:
+    """The same batches on a CUDA device: the next is copied there, from pinned memory by a stream
+    of its own, while the step before computes."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copied(batch: Picked) -> Picked:
+        with torch.cuda.stream(stream):
+            there = [t if t is None or t.is_cuda else t.pin_memory().to(device, non_blocking=True)
+                     for t in batch]  # fmt: skip
+        return Picked(*there)  # type: ignore[arg-type]
+
+    following = copied(next(batches))
+    while True:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for tensor in following:
+            if tensor is not None:
+                tensor.record_stream(current)
+        now, following = following, copied(next(batches))
+        yield now

@@ -74,8 +74,11 @@ class TrainState:
         layout = torch.channels_last
         self.net = net.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
+        # listed once: a walk through the modules takes as long as a small network's operator
+        self.parameters = list(self.net.parameters())
+        self.averages = list(self.average.parameters())
         self.optimizer = torch.optim.Adam(
-            self.net.parameters(),
+            self.parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -223,7 +226,7 @@ def update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
     """One step of Adam, and of the average; the gradient norm before clipping."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    params = list(state.net.parameters())
+    params = state.parameters
     state.scaler.unscale_(state.optimizer)
     align_gradients(params)
     norm = _clipped(params, config.clip)
@@ -232,7 +235,7 @@ def update(state: TrainState, config: TrainConfig, rate: float) -> Tensor:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     decay = ema.decay_at(state.step, config.ema, config.ema_ramp)
-    ema.update(list(state.average.parameters()), params, decay)
+    ema.update(state.averages, params, decay)
     return norm
 
 

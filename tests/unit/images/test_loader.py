@@ -1,5 +1,6 @@
 """The order of training images, and where they lie."""
 
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -55,3 +56,37 @@ def test_a_set_takes_little_of_a_card(monkeypatch, gib, free, stays):
     images = Images()
     assert loader.place(images, CUDA) is (CUDA if stays else images)
     assert loader.place(images, torch.device("cpu")) is images
+
+
+class Stream:
+    """A CUDA stream that has nothing to do."""
+
+    def __init__(self, *_):
+        self.waited = 0
+
+    def wait_stream(self, other):
+        self.waited += 1
+
+
+def test_copying_ahead_changes_no_batch(monkeypatch):
+    """By streams that do nothing, on the CPU: the order, and one batch ahead."""
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    images, taken = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8), []
+
+    def counted():
+        for batch in loader.picked(images, torch.arange(20), 6, 3):
+            taken.append(batch)
+            yield batch
+
+    plain = loader.picked(images, torch.arange(20), 6, 3)
+    ahead = loader._copied_ahead(counted(), CPU)
+    for step in range(5):
+        a, b = next(plain), next(ahead)
+        assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+        assert len(taken) == step + 2
+        assert current.waited == step + 1
