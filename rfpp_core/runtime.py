@@ -150,16 +150,18 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 @contextmanager
-def enough_memory(advice: str, error: type[Exception] = UserError) -> Iterator[None]:
+def enough_memory(
+    advice: str | Callable[[], str], error: type[Exception] = UserError
+) -> Iterator[None]:
     """Turns an error of memory, of a device or of this machine, into ``error``: one line that
-    ends in advice."""
+    ends in advice, which may be found only then."""
     try:
         yield
     except (RuntimeError, MemoryError) as full:
         reason = _lack_of_memory(full)
         if reason is None:
             raise
-        raise error(f"{reason}; {advice}") from None
+        raise error(f"{reason}; {advice if isinstance(advice, str) else advice()}") from None
 
 
 def _lack_of_memory(error: Exception) -> str | None:

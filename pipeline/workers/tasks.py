@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
     """Makes the micro-batches of a shard and commits them."""
     began = time.monotonic()
     starts = range(*store.span(shard), store.spec.micro_batch)
-    with _fitting(store.spec):
+    with _fitting(flow, store.spec):
         parts = runtime.map_exact(make, starts, threads_for(flow.device))
         first = None if store.spec.stored else _noise(flow, store.spec, starts[0])[0].cpu().numpy()
     images, labels, noise = zip(*parts, strict=True)
@@ -83,10 +83,30 @@ def _commit(store: PairStore, flow: Flow, shard: int, make: Callable[[int], Pair
     return Made(len(pairs.images), began, made - began, time.monotonic() - made)
 
 
-def _fitting(spec: PairSpec) -> AbstractContextManager[None]:
+def _fitting(flow: Flow, spec: PairSpec) -> AbstractContextManager[None]:
     """Says what to do when a micro-batch does not fit into memory; a retry on another worker may
     fit, so this is not a user's error yet."""
-    return runtime.enough_memory(f"lower micro_batch (now {spec.micro_batch})", MemoryError)
+
+    def advice() -> str:
+        fits = largest_that_fits(flow, spec)
+        found = f"; {fits} fits" if fits else ""
+        return f"lower micro_batch (now {spec.micro_batch}){found}"
+
+    return runtime.enough_memory(advice, MemoryError)
+
+
+def largest_that_fits(flow: Flow, spec: PairSpec) -> int:
+    """The largest micro-batch below the spec's, of about a half, a quarter, ..., that divides its
+    shard and with which the network is evaluated here; 0 if there is none."""
+    size, divisors = spec.micro_batch, [k for k in range(1, spec.shard + 1) if not spec.shard % k]
+    while size := max((k for k in divisors if k <= size / 2), default=0):
+        x = torch.zeros(size, *spec.shape)
+        y = torch.zeros(size, dtype=torch.int64, device=flow.device) if spec.classes else None
+        one_step = replace(spec, solver="euler", nfe=1, grid="uniform", start=1.0)
+        with suppress(MemoryError), runtime.enough_memory("", MemoryError):
+            _drawn(flow, one_step, x.to(flow.device), y)
+            break
+    return size
 
 
 class Regenerated(NamedTuple):
@@ -111,7 +131,7 @@ def regenerate(store_path: str, teacher: str, *rest: str | int) -> Regenerated:
     start, stop = store.span(shard)
     old = store.read(start, min(start + spec.micro_batch, stop))
     same = store.marker(shard).get("made_by") == runtime.signature(flow.device)
-    with _fitting(spec):
+    with _fitting(flow, spec):
         [new] = runtime.map_exact(_maker(flow, spec, rest), [start], 1)
     if spec.inverts:
         assert old.noise is not None

@@ -1,5 +1,7 @@
 """Generation: the same pairs whoever makes them; other code is caught before it mixes in."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -206,3 +208,21 @@ def test_a_full_device_names_micro_batch(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr(tasks, "draw", full)
     with pytest.raises(MemoryError, match=r"^CUDA out of memory; lower micro_batch \(now 5\)$"):
         tasks.make_shard(str(store.path), str(teacher), 0)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(15, 10), (9, 5), (3, 2), (0, 0)])
+def test_a_full_device_names_a_micro_batch_that_fits(tmp_path, teacher, monkeypatch, room, fits):
+    """The next divisor of the shard (20) that is at most half, and then half of that."""
+    spec, real = spec_for(load_flow(teacher).digest, micro_batch=20), tasks.draw
+    store = PairStore.create(tmp_path / "p.zarr", spec, 20)
+
+    def small(field, state, *rest):
+        if len(state) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has")
+        return real(field, state, *rest)
+
+    monkeypatch.setattr(tasks, "draw", small)
+    named = rf"; {fits} fits$" if fits else r"\)$"
+    with pytest.raises(MemoryError, match=r"; lower micro_batch \(now 20\)") as said:
+        tasks.make_shard(str(store.path), str(teacher), 0)
+    assert re.search(named, str(said.value))
