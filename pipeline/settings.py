@@ -44,7 +44,7 @@ SETTINGS: dict[str, Number | Words] = {
     "RFPP_RETRY_SECONDS": Number(0, 1e5, False, "seconds before the first retry, then doubled"),
     "RFPP_SHARD_TIMEOUT": Number(0, 1e7, False, "seconds that a shard may take; 0 for no limit"),
     "RFPP_THREADS": Number(1, 9999, True, "micro-batches in parallel on a CPU"),
-    "RFPP_WORKERS": Number(1, 9999, True, "workers of generate on a CPU"),
+    "RFPP_WORKERS": Number(1, 9999, True, "workers of generate and evaluate on a CPU"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,14 +25,15 @@ Draw = Callable[[int, int, SamplerConfig, Tensor | None], Tensor]
 @contextmanager
 def everywhere(flow: Flow, model: Path) -> Iterator[Draw | None]:
     """Draws uint8 images of the samples 0..n-1 of a key on all devices, a worker on each; None
-    where there is one device, or the flow starts from images.
+    where there is one device of the flow's kind, ``RFPP_DEVICE`` names one, or the flow starts
+    from images.
 
     Args:
         flow: the flow.
         model: its file.
     """
-    names = devices()
-    if len(names) == 1 or isinstance(flow, Transfer):
+    names = [name for name in devices() if name.partition(":")[0] == flow.device.type]
+    if len(names) < 2 or os.environ.get("RFPP_DEVICE") or isinstance(flow, Transfer):
         yield None
         return
     pool = ProcessPool(names)

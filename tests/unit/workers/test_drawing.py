@@ -22,6 +22,7 @@ EULER = SamplerConfig("euler", 2)
 
 @pytest.fixture
 def two(monkeypatch):
+    monkeypatch.delenv("RFPP_DEVICE", raising=False)
     monkeypatch.setenv("RFPP_DEVICES", "cpu")
     monkeypatch.setenv("RFPP_WORKERS", "2")
 
@@ -46,6 +47,18 @@ def test_one_device_draws_by_itself(tmp_path, monkeypatch):
     monkeypatch.delenv("RFPP_WORKERS", raising=False)
     path = save_tiny(tmp_path / "flow.safetensors")
     with drawing.everywhere(build.load_flow(path), path) as draw:
+        assert draw is None
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("RFPP_DEVICE", "cpu"),  # the one to use
+    ("RFPP_DEVICES", "cuda:0,cuda:1"),  # of another kind than the flow's
+])  # fmt: skip
+def test_devices_that_are_not_meant_do_not_draw(tmp_path, two, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    path = save_tiny(tmp_path / "flow.safetensors")
+    with drawing.everywhere(build.load_flow(path, torch.device("cpu")), path) as draw:
         assert draw is None
 
 
