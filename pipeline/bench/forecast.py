@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline import settings
 from pipeline.bench.probe import Probe
 from pipeline.work import evaluation_job
 from pipeline.workers import pool as workers
@@ -108,8 +109,11 @@ def _training(probe: Probe, name: str, flow: FlowRow, start: float) -> Row:
     if fits is None:
         return Row("train", name, start, forwards, disk, "does not fit, even image by image")
     took = recipe.steps * probe.update(name, fits)
-    note = "" if fits == recipe.accumulate else f"set accumulate: {fits}"
-    return Row("train", name, start + took, forwards, disk, note, varies=took)
+    notes = [f"set accumulate: {fits}"] if fits != recipe.accumulate else []
+    if settings.processes() > 1:
+        notes.append("of one process; RFPP_PROCESSES is not in it")
+    return Row("train", name, start + took, forwards, disk, "; ".join(notes),
+               varies=took)  # fmt: skip
 
 
 def _evaluation(probe: Probe, name: str, row: FlowRow, start: float) -> Row:

@@ -103,6 +103,12 @@ def test_accumulate_is_proposed_where_a_batch_does_not_fit(probe, monkeypatch):
     assert found["flow1"] == "set accumulate: 2"
 
 
+def test_several_processes_are_said_not_to_be_in_it(probe, monkeypatch):
+    monkeypatch.setenv("RFPP_PROCESSES", "2")
+    notes = {row.name: row.note for row in forecast.rows(probe) if row.stage == "train"}
+    assert notes["flow1"] == "of one process; RFPP_PROCESSES is not in it"
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_command_forecasts_a_run_that_was_not_begun(tmp_path, monkeypatch, capsys, run):
