@@ -6,6 +6,7 @@ report stays there.  Interrupted, it is begun again, and what it finished is fou
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pipeline import artifacts
-from pipeline.bench import evaluate, forecast, generate, loader, noise, step
+from pipeline.bench import evaluate, forecast, generate, loader, measure, noise, step
 from pipeline.bench.measure import Figure
 from pipeline.bench.probe import DataShape, Probe, prepared_data
 from rfpp_core.config.params import Params, parse
@@ -47,8 +49,11 @@ def run(params: Params, minutes: float) -> list[Figure]:
     figures = [*noise.run(), *loader.run(LOADER_N), *step.run(params, data.shape),
                *generate.run(params, data.shape),
                *evaluate.run(params, data.shape, params.evaluate.n)]  # fmt: skip
+    print(*measure.lines(figures), sep="\n", flush=True)  # whatever becomes of the run
     scaled = _fitting(params, data, began + 60 * minutes)
     _write(folder, scaled)
+    gc.collect()
+    torch.cuda.empty_cache()  # the stages are processes of their own, which need the memory
     for stage, name in order(scaled):
         _stage(folder, stage, *name)
     print(f"the run's report: {folder / artifacts.REPORT / 'index.html'}")
