@@ -107,7 +107,7 @@ def test_the_default_graph(here):
     assert first["budget"] == first["budget_with_ancestors"] == pretraining
     generated("pairs2", config)
     second = trained("flow2", config)
-    assert second["budget"] == 20_000 * 18 + 3 * 2500 * 64
+    assert second["budget"] == 20_000 * 10 + 3 * 3300 * 64
     assert second["budget_with_ancestors"] == second["budget"] + pretraining
     assert sorted(key.partition("/")[0] for key in second["ledger"]) == ["pairs", "train", "train"]
 
@@ -123,7 +123,7 @@ def test_a_third_round_counts_the_rounds_before_it_once(here):
     second = trained("flow2", config)
     generated("pairs3", config)
     third = trained("flow3", config)
-    assert third["budget"] == 2000 * 1 + 3 * 2500 * 64
+    assert third["budget"] == 2000 * 1 + 3 * 3300 * 64
     assert third["budget_with_ancestors"] == third["budget"] + second["budget_with_ancestors"]
 
 
@@ -138,8 +138,8 @@ def test_a_row_of_the_same_recipe_is_another_training(here):
     generated("pairs2", config)
     trained("again", config)
     both = trained("both", config)
-    own = 3 * 2500 * 64
-    assert both["budget_with_ancestors"] == 3 * 1300 * 128 + 20_000 * 18 + own + own
+    own = 3 * 3300 * 64
+    assert both["budget_with_ancestors"] == 3 * 1300 * 128 + 20_000 * 10 + own + own
 
 
 @pytest.mark.parametrize("mix", ["0.0", "0.5"])
