@@ -86,7 +86,8 @@ def kid(a: Tensor, b: Tensor, scale: Scale = torch.Tensor.double) -> float:
     """Unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` (Binkowski et al., arXiv 1801.01401).
 
     Args:
-        a, b: features (N, D) and (M, D).
+        a: features (N, D).
+        b: features (M, D).
         scale: is applied to both, block by block.
     """
     n, m = len(a), len(b)
