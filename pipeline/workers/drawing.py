@@ -39,10 +39,8 @@ def everywhere(flow: Flow, model: Path) -> Iterator[Draw | None]:
     pool = ProcessPool(names)
     try:
         yield lambda *what: _draw(pool, model, flow.digest, *what)
-    except BaseException:
-        pool.close(kill=True)
-        raise
-    pool.close()
+    finally:
+        pool.close()
 
 
 def _draw(
@@ -67,4 +65,8 @@ def _draw(
             raise UserError(f"{error}; what was measured is kept: run it again") from None
 
     with ThreadPoolExecutor(pool.size) as threads:
-        return torch.cat(list(threads.map(part, range(0, n, size))))
+        try:
+            return torch.cat(list(threads.map(part, range(0, n, size))))
+        except BaseException:
+            pool.close(kill=True)  # or the executor would wait for the parts of other workers
+            raise

@@ -85,6 +85,7 @@ def test_nothing_runs_twice(finished, tmp_path):
     assert ran(project.run("dvc", "repro").stdout) == ["source"]
 
 
+@pytest.mark.long
 def test_everything_can_be_killed(tmp_path, finished):
     """SIGKILL of the group in each training, in generate, and between publishing and the lock."""
     project = new_project(tmp_path / "project")
