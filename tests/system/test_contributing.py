@@ -75,6 +75,6 @@ def test_a_new_coupling_is_four_files_and_a_page_and_changes_no_identity(pretrai
                    cwd=project.path, env=project.env, check=True)  # fmt: skip
     assert "finished before" in project.stage("train", "flow1").stdout
     weights = (project.path / "models/flow1.safetensors").read_bytes()
-    project.edit("params.yaml", "  pretrain:\n", "  pretrain:\n    coupling: antithetic\n")
+    project.edit("params.yaml", "coupling: independent", "coupling: antithetic")
     assert "100 steps in" in project.stage("train", "flow1").stdout
     assert (project.path / "models/flow1.safetensors").read_bytes() != weights
