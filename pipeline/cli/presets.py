@@ -21,9 +21,8 @@ from rfpp_core.errors import UserError, quoted
 from rfpp_core.storage import files
 
 PRESETS = Path(__file__).parents[2] / "presets"
-LOADER: Any = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # ten times as fast, where there is libyaml
+# ten times as fast, where there is libyaml
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NOW_ROWS = """its sections are now tables of rows that you name:
   network                 -> a row of networks, such as networks.unet
   pretrain, reflow        -> rows of recipes; times.law is times.distribution now
