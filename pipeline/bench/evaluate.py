@@ -13,7 +13,7 @@ import torch
 
 from pipeline.bench import generate
 from pipeline.bench.measure import Figure, peak_memory, rates, waiting
-from pipeline.work import feature_nets
+from pipeline.work import evaluation_job, feature_nets
 from pipeline.workers.drawing import everywhere
 from rfpp_core import runtime
 from rfpp_core.config import build
@@ -21,7 +21,6 @@ from rfpp_core.config.params import Params
 from rfpp_core.evaluation import classifier
 from rfpp_core.evaluation.extractors import extract
 from rfpp_core.evaluation.reference import compare, real_of
-from rfpp_core.images.pixels import to_uint8
 from rfpp_core.pairs.spec import PairSpec
 from rfpp_core.sampling.flow import MICRO_BATCH
 from rfpp_core.sampling.sampler import SamplerConfig
@@ -58,20 +57,16 @@ def run(params: Params, shape: tuple[int, int, int], n: int = N) -> list[Figure]
     with tempfile.TemporaryDirectory() as folder:
         path = generate.random_teacher(Path(folder), arch)
         flow = build.load_flow(path, device)
-        y = torch.arange(n) % flow.classes if flow.classes else None
         spec = PairSpec("", "euler", 1, "uniform", 1.0, flow.classes, 0, shape, MICRO_BATCH, n)
         sampler = SamplerConfig("euler", 1)
         with everywhere(flow, path) as draw:
-            warm = (0, MICRO_BATCH * 16, sampler, None if y is None else y[: MICRO_BATCH * 16])
-            if draw:
-                draw(*warm)  # starts the workers
+            evaluation_job.drawn(flow, sampler, 0, 0, 16 * MICRO_BATCH, draw)  # starts the workers
             alone = waiting(lambda: generate.network(flow, spec, n // MICRO_BATCH), device)
             alone()
             timed("the network by itself", alone)
-            drawn = timed("drawn, as uint8", lambda: (
-                draw(1, n, sampler, y) if draw
-                else flow.from_noise_key(1, n, sampler, y, finish=to_uint8)))  # fmt: skip
-        fake = timed(f"features of {name}", lambda: extract(net, drawn))
+            sample = timed("drawn, as uint8",
+                           lambda: evaluation_job.drawn(flow, sampler, 0, 0, n, draw))  # fmt: skip
+        fake = timed(f"features of {name}", lambda: extract(net, sample.images))
         timed("all metrics of the features",
               lambda: compare(reference, fake, params.evaluate.neighbours))  # fmt: skip
     parts = list(seconds)[1:]

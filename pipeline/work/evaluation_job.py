@@ -8,7 +8,7 @@ killed evaluation resumes, and neither a moved file nor a renamed row measures a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pipeline import console
 from pipeline.work import identity
 from pipeline.work.feature_nets import Reference
 from pipeline.work.results import Results
+from pipeline.workers.drawing import Draw
 from rfpp_core import rng
 from rfpp_core.config import build
 from rfpp_core.config.evaluate import Evaluate
@@ -50,8 +51,6 @@ MOST = 1000  # held-out images that are sent to noise and back
 
 Row = dict[str, Any]  # of the table of a flow
 Plan = Sequence[tuple[SamplerConfig, int]]  # samplers, each with its number of sampling seeds
-# uint8 images of the samples 0..n-1 of a key, with these labels
-Draw = Callable[[int, int, SamplerConfig, Tensor | None], Tensor]
 
 
 def key_of(

@@ -126,12 +126,14 @@ class Saver:
         Raises:
             OSError: if the state before could not be written.
         """
+        from rfpp_core.storage import checkpoint
+
         wait = max(15.0, 50 * self.cost) if self.fixed is None else self.fixed
         if not done and time.monotonic() - self.last < wait:
             return
         self.writing.result()
         self.last = time.monotonic()
-        tensors = {name: _copy(tensor) for name, tensor in self.state.tensors().items()}
+        tensors = checkpoint.copies(self.state.tensors())
         metadata = {**self.state.metadata(), **self.more()}
         self.writing = self.thread.submit(self._write, self.state.step, tensors, metadata)
 
@@ -140,9 +142,3 @@ class Saver:
 
         checkpoint.save_state(self.folder, step, tensors, metadata)
         self.cost = time.monotonic() - self.last
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    from torch import contiguous_format
-
-    return tensor.detach().to("cpu", copy=True, memory_format=contiguous_format)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from rfpp_core.sampling.sampler import SamplerConfig
 from rfpp_core.sampling.transfer import Transfer
 
 TASK = "pipeline.workers.tasks:draw_samples"
+# uint8 images of the samples 0..n-1 of a key, with these labels
 Draw = Callable[[int, int, SamplerConfig, Tensor | None], Tensor]
 
 
@@ -38,7 +40,7 @@ def everywhere(flow: Flow, model: Path) -> Iterator[Draw | None]:
         return
     pool = ProcessPool(names)
     try:
-        yield lambda *what: _draw(pool, model, flow.digest, *what)
+        yield partial(_draw, pool, model, flow.digest)
     finally:
         pool.close()
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+BLOCK = 256  # rows: of products that stay in a processor's cache
+Scale = Callable[[Tensor], Tensor]
 DISTANCES = {  # name of the Frechet distance by feature net
     "classifier": "fd_classifier",
     "inception": "fid",
@@ -28,10 +30,6 @@ def columns(net: str) -> tuple[str, str, str, str, str]:
     held-out split, KID, precision, recall."""
     distance = DISTANCES[net]
     return (distance, f"{distance}_held_out", f"kid_{net}", f"precision_{net}", f"recall_{net}")
-
-
-BLOCK = 256  # rows: of products that stay in a processor's cache
-Scale = Callable[[Tensor], Tensor]
 
 
 class Gaussian(NamedTuple):

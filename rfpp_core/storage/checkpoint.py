@@ -251,6 +251,13 @@ def load_state(
     return None
 
 
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which may be written while the tensors change."""
+    layout = torch.contiguous_format  # as files have it
+    return {name: t.detach().to("cpu", copy=True, memory_format=layout)
+            for name, t in tensors.items()}  # fmt: skip
+
+
 def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The same tensors on a device."""
     return {name: t.to(device) for name, t in tensors.items()}
