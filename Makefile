@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 setup: $(STAMP)
 
 # Reused as long as what it was made from has not changed.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt rfpp_core/rng/noise.c
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rfpp needs Python 3.11 or newer with venv (Debian: apt install python3-venv); set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.bench.measure import Action, Figure, costs, in_turns, waiting
 from rfpp_core import rng
-from rfpp_core.rng import box_muller, cpu
+from rfpp_core.rng import box_muller
 
 DRAWS = {"images of 3x32x32": (342, (3, 32, 32)), "a batch of digits": (128, (1, 8, 8))}
 BATCH = 512  # of the times
@@ -37,9 +37,7 @@ def _noise(n: int, shape: tuple[int, ...], device: torch.device) -> dict[str, Ac
     actions: dict[str, Action] = {"torch.randn": lambda: torch.randn(n, *shape, device=device)}
     if device.type == "cpu":
         actions["NumPy Philox"] = lambda: numpy.standard_normal((n, *shape), dtype=np.float32)
-        actions["its fast path"] = lambda: cpu.normal(1, index, size)
-    else:
-        actions["its fast path"] = lambda: rng.normal(1, index, shape)
+    actions["as drawn here"] = lambda: rng.normal(1, index, shape)
     actions["the definition"] = lambda: box_muller.normal(1, index, size)
     return {name: waiting(act, device) for name, act in actions.items()}
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -15,29 +17,45 @@ from rfpp_core.rng import box_muller, cpu
 
 KEYS = st.integers(0, 2**64 - 1)
 INDICES = st.lists(st.integers(0, 2**43 - 1), min_size=1, max_size=40)
+needs_compiler = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="noise.c was not compiled without a C compiler"
+)
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
 
 
-@pytest.mark.parametrize("native", [True, False])
+@needs_compiler
 @given(key=KEYS, index=INDICES, size=st.integers(1, 5000))
-@settings(max_examples=40, deadline=None)
-def test_on_a_cpu(native, key, index, size):
+@settings(max_examples=80, deadline=None)
+def test_on_a_cpu(key, index, size):
     index = torch.tensor(index)
-    with pytest.MonkeyPatch.context() as patch:
-        if not native:
-            patch.setattr(cpu, "_has_native", lambda: False)
-        assert torch.equal(cpu.normal(key, index, size), box_muller.normal(key, index, size))
+    assert torch.equal(cpu.normal(key, index, size), box_muller.normal(key, index, size))
 
 
+@needs_compiler
 def test_in_many_draws_and_in_one_long_draw():
     for index, size in ((torch.arange(3000), 64), (torch.arange(2), 200_001)):
         assert torch.equal(cpu.normal(7, index, size), box_muller.normal(7, index, size))
 
 
+@needs_compiler
+def test_of_an_index_that_is_a_view():
+    index = torch.arange(20).view(10, 2)[:, 1]
+    assert torch.equal(cpu.normal(7, index, 64), box_muller.normal(7, index, 64))
+
+
+@needs_compiler
 def test_the_fast_one_is_used():
     assert rng._fastest("cpu") is cpu.normal
+
+
+def test_without_a_compiler_the_definition_is_used(monkeypatch):
+    monkeypatch.setattr(cpu, "EXTENSION_SUFFIXES", [])
+    cpu._compiled.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rng._fastest.__wrapped__("cpu") is box_muller.normal
 
 
 def test_other_bits_are_not_used(monkeypatch):

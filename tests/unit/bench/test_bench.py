@@ -108,7 +108,7 @@ def test_a_step_has_named_parts_that_make_the_whole(small, quick):
 def test_noise_beside_its_references(quick, monkeypatch):
     monkeypatch.setattr(noise, "DRAWS", {"a few": (4, (1, 8, 8))})
     names = [f.name for f in noise.run()]
-    assert names[:4] == ["torch.randn", "NumPy Philox", "its fast path", "the definition"]
+    assert names[:4] == ["torch.randn", "NumPy Philox", "as drawn here", "the definition"]
     assert names[-2:] == ["a step at a time", "ahead"]
 
 

@@ -128,7 +128,7 @@ CHANGES = {
         "rfpp_core.rng.box_muller", "series = series * y2", "series = series * y", set(LABELS),
     ),
     "how the noise is computed fast": (
-        "rfpp_core.rng.cpu", "PIECE = 65536", "PIECE = 8192", set(),
+        "rfpp_core.rng.cpu", "torch.empty(", "torch.zeros(", set(),
     ),
     "an unused function": (
         "rfpp_core.training.couplings.paired", "def stored(",
