@@ -71,8 +71,8 @@ static inline void box_muller(uint32_t w0, uint32_t w1, float *z) {
 
 /* Four values of each of the Philox blocks of counters first, first + 1, ... */
 ON_EVERY_CPU
-static void piece(uint64_t key, uint64_t first, int n, float *z) {
-    for (int i = 0; i < n; i++) {
+static void piece(uint64_t key, uint64_t first, int64_t n, float *z) {
+    for (int64_t i = 0; i < n; i++) {
         uint64_t counter = first + (uint64_t)i;
         uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32), c2 = 0, c3 = 0;
         uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
@@ -96,7 +96,7 @@ PUBLIC void rfpp_normal(uint64_t key, const int64_t *index, int64_t rows, int64_
         for (int64_t at = 0; at < size; at += 4 * BLOCKS) {
             int64_t values = size - at < 4 * BLOCKS ? size - at : 4 * BLOCKS;
             uint64_t first = ((uint64_t)index[row] << 20) + (uint64_t)(at / 4);
-            piece(key, first, (int)((values + 3) / 4), z);
+            piece(key, first, (values + 3) / 4, z);
             memcpy(out + row * size + at, z, (size_t)values * sizeof *z);
         }
 }
