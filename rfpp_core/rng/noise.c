@@ -34,7 +34,9 @@ static inline uint64_t bits_of(double x) {
 }
 
 /* Exact; vector units convert signed words only. */
-static inline double of_word(uint32_t w) { return (double)(int32_t)(w ^ 0x80000000u) + 2147483648.0; }
+static inline double of_word(uint32_t w) {
+    return (double)(int32_t)(w ^ 0x80000000u) + 2147483648.0;
+}
 
 /* Natural logarithm of 2^-33 <= x <= 1: x = m 2^e with sqrt(1/2) <= m < sqrt(2). */
 static inline double natural_log(double x) {
@@ -90,7 +92,8 @@ static void piece(uint64_t key, uint64_t first, int64_t n, float *z) {
 }
 
 /* `size` standard normal values of each of `rows` indices, into out (rows, size). */
-PUBLIC void rfpp_normal(uint64_t key, const int64_t *index, int64_t rows, int64_t size, float *out) {
+PUBLIC void rfpp_normal(uint64_t key, const int64_t *index, int64_t rows, int64_t size,
+                        float *out) {
     float z[4 * BLOCKS];
     for (int64_t row = 0; row < rows; row++)
         for (int64_t at = 0; at < size; at += 4 * BLOCKS) {
