@@ -46,6 +46,7 @@ Variables of other programs that matter here:
 | `MPLCONFIGDIR` | `.work/matplotlib` | cache of matplotlib |
 | `OMP_WAIT_POLICY` | `passive` | threads that wait sleep, which helps on shared cores |
 | `GOMP_SPINCOUNT` | 5000 | for how many rounds they spin before, which helps on idle cores |
+| `MALLOC_*` | none | glibc's; without any, up to 256 MB of freed memory are kept |
 | `CUDA_VISIBLE_DEVICES` | all | which GPUs there are; Dask workers need one each |
 
 Past runs of the private server: `PREFECT_HOME=.work/prefect prefect server start`.

@@ -142,6 +142,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def seed(device: torch.device, value: int) -> None:
+    """Seeds what draws on a device by default, as ``torch.manual_seed`` does, but on a CPU without
+    the stack trace that torch then keeps for CUDA, which takes as long as a small network's
+    operators."""
+    import torch
+
+    draws = torch.default_generator if device.type == "cpu" else torch
+    draws.manual_seed(value)
+
+
 def dtype_of(precision: str) -> torch.dtype:
     """In which operators compute; tf32 is float32 to torch."""
     import torch

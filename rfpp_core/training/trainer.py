@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rfpp_core.errors import UserError
 from rfpp_core.images.loader import Batch
 from rfpp_core.rng import StepRNG, subkey
-from rfpp_core.runtime import Rank, autocast, process_rank
+from rfpp_core.runtime import Rank, autocast, process_rank, seed
 from rfpp_core.storage import optimizer
 from rfpp_core.training import distributed, ema
 from rfpp_core.training.losses import LossFunction
@@ -202,7 +202,7 @@ def _gradients(
         The batch's mean of each loss term, and whether all were finite.
     """
     own = "" if rank.first else f":{rank.rank}"
-    torch.manual_seed(subkey(config.seed, f"dropout:{state.step}{own}"))
+    seed(state.device, subkey(config.seed, f"dropout:{state.step}{own}"))
     state.optimizer.zero_grad(set_to_none=True)
     offset = rank.rank * len(batch.x)
     finite = torch.ones((), dtype=torch.bool, device=state.device)
