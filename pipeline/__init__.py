@@ -15,12 +15,14 @@ if os.environ.setdefault("OMP_WAIT_POLICY", "passive") == "passive":
 
 
 # glibc gives freed memory back to the kernel, which clears it anew for the next operator: a sixth
-# of a network evaluation of digits.  So up to 256 MB of it are kept, of pieces below 32 MB.
+# of a network evaluation of digits.  So up to 256 MB of it are kept, of pieces below 32 MB, unless
+# the user says otherwise, or Dask, which does for its workers.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 if not any(name.startswith("MALLOC_") for name in os.environ):
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 256 << 20)
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 256 << 20)
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _interrupted(*_: object) -> None:

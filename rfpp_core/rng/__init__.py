@@ -67,7 +67,7 @@ def _fastest(kind: str) -> Callable[[int, Tensor, int], Tensor]:
         if torch.equal(fast(12345, index, 3074), box_muller.normal(12345, index, 3074)):
             return fast
     except ImportError:
-        if kind == "cpu":  # no C compiler: the whole run is as good as no slower
+        if kind == "cpu":  # no C compiler was there: a run hardly takes longer
             return box_muller.normal
         wrong = "needs Triton"
     except Exception as error:  # whatever a compiler says that is missing or does not fit

@@ -1,6 +1,7 @@
 """The worker pool: pinned devices, workers that die or hang, parents that die."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -154,6 +155,35 @@ def test_threads_wait_passively_unless_the_user_says(given):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     expected = given or "passive"
     assert done.stdout == f"{expected} {expected} False\n", done.stderr
+
+
+FREES = """
+import resource, sys
+import numpy as np
+{imported}
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for step in range(12):
+    if step == 2:
+        before = faults()
+    kept = [np.full(3 << 20, 1.0, np.float32) for _ in range(4)]  # 48 MB in all
+    del kept
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other memory allocators do as well")
+@pytest.mark.parametrize(
+    ("imported", "given", "clears"),
+    [("import pipeline", {}, False), ("", {}, True),
+     ("import pipeline", {"MALLOC_TRIM_THRESHOLD_": "100000"}, True)],
+)  # fmt: skip
+def test_freed_memory_is_kept_for_the_next_operator(imported, given, clears):
+    """Unless the user says: otherwise the kernel clears thousands of pages a step."""
+    # Dask's nanny, in tests before, leaves a MALLOC_TRIM_THRESHOLD_ of its own
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FREES.format(imported=imported)],
+                          env=env | given, capture_output=True, text=True)  # fmt: skip
+    assert (int(done.stdout) > 5000) is clears, done.stderr
 
 
 def test_a_dask_worker_of_other_code_is_refused(monkeypatch):
